@@ -1,0 +1,65 @@
+"""The ``diffalign`` command: its verbs, and how they fail."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffalign import __version__
+from diffalign.cli.env import env
+from diffalign.core import DiffalignError, get_console
+
+__all__ = ["app", "main"]
+
+
+class _Verbs(TyperGroup):
+    """Turns a person's mistake into its message (exit 2) and Ctrl-C into one line (exit 130)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DiffalignError as error:
+            if os.environ.get("DIFFALIGN_TRACEBACK") == "1":
+                raise
+            get_console().print(f"error: {error}", markup=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            get_console().print("interrupted; what was finished is kept")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="diffalign",
+    cls=_Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Align text-to-image diffusion models from preferences.",
+    epilog="DIFFALIGN_TRACEBACK=1 shows where an error came from.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"diffalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Align text-to-image diffusion models from preferences."""
+
+
+app.command("env")(env)
+
+
+def main() -> None:
+    """Run the command line with the process's arguments and leave with its exit code."""
+    app(prog_name="diffalign")

@@ -1,0 +1,257 @@
+"""The sixteen real photographs inside the scikit-image and scikit-learn wheels, cut into strips, crops and captions.
+
+They train and test the embedded tiny models without any download. Each photograph is divided by area into four strips
+along one axis: two for training, one for validation, one held out. A crop lies inside one strip, so no pixel of a
+held-out strip is seen by any training, and the largest crop is bounded by the thinnest strip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageStat
+
+from diffalign.core import DiffalignError, nearest
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "Crop",
+    "Photograph",
+    "Split",
+    "captions",
+    "draw_crops",
+    "load_photograph",
+    "photograph",
+    "strips",
+    "subject_index",
+]
+
+Split = Literal["train", "validation", "held_out"]
+Framing = Literal["close-up", "wide"]
+
+TRAIN_SHARE, VALIDATION_SHARE, HELD_OUT_SHARE = 0.26, 0.22, 0.26  # two training strips
+MIN_SIDE = 64  # pixels; smaller crops would be enlarged, and a clean crop must not be blurred
+MIN_CONTRAST = 12.0  # standard deviation of luma, of 255; an empty sky shows neither its subject nor a flaw
+MAX_TRIES = 8  # draws before a flat crop is taken all the same
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One photograph of the wheels.
+
+    Attributes:
+        name: its short name.
+        subject: the noun phrase that captions use.
+        package: import package whose wheel holds it.
+        path: file inside that package.
+        columns: True when the strips are columns (cut along x), False for rows.
+        held_out_first: the held-out strip is the first one instead of the last.
+        license: licence or public-domain statement.
+        attribution: author and source.
+    """
+
+    name: str
+    subject: str
+    package: str
+    path: str
+    columns: bool
+    held_out_first: bool
+    license: str
+    attribution: str
+
+
+def _skimage(name: str, subject: str, file: str, license: str, attribution: str, **cut: bool) -> Photograph:
+    cut = {"columns": True, "held_out_first": False} | cut
+    return Photograph(name, subject, "skimage", f"data/{file}", license=license, attribution=attribution, **cut)
+
+
+def _sklearn(name: str, subject: str, file: str, license: str, attribution: str, **cut: bool) -> Photograph:
+    cut = {"columns": True, "held_out_first": False} | cut
+    path = f"datasets/images/{file}"
+    return Photograph(name, subject, "sklearn", path, license=license, attribution=attribution, **cut)
+
+
+PHOTOGRAPHS: tuple[Photograph, ...] = (
+    _skimage(
+        "astronaut", "an astronaut", "astronaut.png", "public domain", "NASA, Great Images database", columns=False
+    ),
+    _skimage("cat", "a tabby cat", "chelsea.png", "CC0-1.0", "Stefan van der Walt", held_out_first=True),
+    _skimage("coffee", "a cup of coffee", "coffee.png", "CC0-1.0", "Rachel Michetti, courtesy of Pikolo Espresso Bar"),
+    _skimage("rocket", "a rocket at night", "rocket.jpg", "CC0-1.0", "SpaceX, launch of DSCOVR"),
+    _skimage("motorcycle", "a motorcycle", "motorcycle_left.png", "CC0-1.0", "D. Scharstein et al., Middlebury 2014"),
+    _skimage(
+        "galaxies", "distant galaxies", "hubble_deep_field.jpg", "public domain", "NASA, Hubble eXtreme Deep Field"
+    ),
+    _skimage("retina", "a retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom, Wikimedia Commons"),
+    _skimage(
+        "tissue", "stained tissue", "ihc.png", "no known copyright", "Center for Microscopy and Molecular Imaging"
+    ),
+    _skimage("grass", "grass", "grass.png", "CC0-1.0", "linolafett, DeviantArt"),
+    _skimage("gravel", "gravel", "gravel.png", "CC0-1.0", "texturelib"),
+    _skimage("bricks", "bricks", "brick.png", "CC0-1.0", "texturelib"),
+    _skimage("moon", "the moon", "moon.png", "public domain", "NASA"),
+    _skimage("coins", "old coins", "coins.png", "no known copyright", "Brooklyn Museum, Greek coins from Pompeii"),
+    _skimage("cameraman", "a cameraman", "camera.png", "CC0-1.0", "Lav Varshney", held_out_first=True),
+    _sklearn("pagoda", "a pagoda", "china.jpg", "CC-BY-2.0", "danielbuechele, Flickr", held_out_first=True),
+    _sklearn("flower", "a dahlia flower", "flower.jpg", "CC-BY-2.0", "vultilion, Flickr", columns=False),
+)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of one strip, resized, with its caption.
+
+    Attributes:
+        image: RGB image of the size asked for.
+        caption: names the subject, the framing and the place in the photograph.
+        subject: index into ``PHOTOGRAPHS``.
+        box: left, top, right, bottom in pixels of the photograph.
+        flipped: mirrored left to right.
+    """
+
+    image: Image.Image
+    caption: str
+    subject: int
+    box: tuple[int, int, int, int]
+    flipped: bool
+
+
+def photograph(name: str) -> Photograph:
+    """Return the photograph called ``name``; an unknown name is an error that lists the nearest."""
+    by_name = {photo.name: photo for photo in PHOTOGRAPHS}
+    if name not in by_name:
+        raise DiffalignError(f"unknown photograph {name!r}; nearest: {', '.join(nearest(name, by_name))}")
+    return by_name[name]
+
+
+def subject_index(caption: str) -> int:
+    """Index into ``PHOTOGRAPHS`` of the subject that ``caption`` names; an error when it names none."""
+    for index, photo in enumerate(PHOTOGRAPHS):
+        if f"of {photo.subject}" in caption:
+            return index
+    raise DiffalignError(f"no embedded photograph's subject in the caption {caption!r}")
+
+
+@cache
+def load_photograph(name: str) -> Image.Image:
+    """Read a whole photograph as RGB (held-out strip included: cut it with ``strips`` before any training)."""
+    photo = photograph(name)
+    with Image.open(files(photo.package).joinpath(photo.path).open("rb")) as image:  # type: ignore[arg-type]
+        return image.convert("RGB")
+
+
+def strips(photo: Photograph, split: Split) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes (left, top, right, bottom) in pixels of the strips of ``split``; strips never overlap."""
+    if split not in get_args(Split):
+        raise DiffalignError(f"unknown split {split!r}; expected one of {', '.join(get_args(Split))}")
+    width, height = load_photograph(photo.name).size
+    extent = width if photo.columns else height
+    order = [("train", TRAIN_SHARE), ("validation", VALIDATION_SHARE), ("train", TRAIN_SHARE)]
+    order.insert(0 if photo.held_out_first else 3, ("held_out", HELD_OUT_SHARE))
+    edges = np.rint(np.cumsum([0.0] + [share for _, share in order]) * extent).astype(int)
+    boxes = []
+    for (name, _), start, stop in zip(order, edges[:-1], edges[1:], strict=True):
+        if name == split:
+            box = (start, 0, stop, height) if photo.columns else (0, start, width, stop)
+            boxes.append(tuple(int(edge) for edge in box))
+    return tuple(boxes)  # type: ignore[return-value]
+
+
+def max_side(photo: Photograph) -> int:
+    """Side in pixels of the largest crop: the thickness of the thinnest strip, so that all splits share the scales."""
+    width, height = load_photograph(photo.name).size
+    return int(VALIDATION_SHARE * (width if photo.columns else height)) - 1
+
+
+def _places(photo: Photograph) -> tuple[str, str, str]:
+    return ("top", "middle", "bottom") if photo.columns else ("left", "middle", "right")
+
+
+def caption(photo: Photograph, framing: Framing | None, place: str | None) -> str:
+    """Caption of a crop; None leaves the framing or the place unsaid."""
+    kind = "a photo" if framing is None else f"a {framing} photo"
+    return f"{kind} of {photo.subject}" + (f", {place}" if place else "")
+
+
+def captions(*, plain: bool = True) -> list[str]:
+    """Every distinct caption: 16 subjects x 2 framings x 3 places, and with ``plain`` the 16 bare ones.
+
+    Example:
+        >>> len(captions()), len(captions(plain=False))
+        (112, 96)
+    """
+    full = [caption(p, f, w) for p in PHOTOGRAPHS for f in get_args(Framing) for w in _places(p)]
+    return ([caption(p, None, None) for p in PHOTOGRAPHS] if plain else []) + full
+
+
+def draw_crops(
+    split: Split, generator: np.random.Generator, *, size: int, plain_share: float = 0.2, flip: bool = True
+) -> Iterator[Crop]:
+    """Draw crops without end: subject, framing, strip, place and mirror uniformly.
+
+    Args:
+        split: which strips.
+        generator: the only source of randomness.
+        size: side of the returned images in pixels, at most 64 for crops never to be enlarged.
+        plain_share: share of captions that say neither framing nor place.
+        flip: mirror half of the crops (the caption's left and right follow).
+
+    Yields:
+        Crops; every box lies inside one strip of ``split``.
+    """
+    while True:
+        yield draw_crop(split, generator, size=size, plain_share=plain_share, flip=flip)
+
+
+def draw_crop(
+    split: Split,
+    generator: np.random.Generator,
+    *,
+    size: int,
+    plain_share: float = 0.2,
+    flip: bool = True,
+    subject: int | None = None,
+) -> Crop:
+    """Draw one crop; see ``draw_crops``. ``subject`` fixes the photograph."""
+    index = int(generator.integers(len(PHOTOGRAPHS))) if subject is None else subject
+    photo = PHOTOGRAPHS[index]
+    largest = max_side(photo)
+    smallest = max(MIN_SIDE, largest // 2)
+    for _ in range(MAX_TRIES):
+        left, top, right, bottom = _pick(strips(photo, split), generator)
+        side = int(generator.integers(smallest, largest + 1))
+        x = int(generator.integers(left, right - side + 1))
+        y = int(generator.integers(top, bottom - side + 1))
+        box = (x, y, x + side, y + side)
+        image = load_photograph(photo.name).resize((size, size), Image.Resampling.LANCZOS, box=box)
+        if ImageStat.Stat(image.convert("L")).stddev[0] >= MIN_CONTRAST:
+            break
+    flipped = flip and bool(generator.random() < 0.5)
+    if flipped:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    words: tuple[Framing | None, str | None] = (None, None)
+    if generator.random() >= plain_share:
+        words = (_framing(side, smallest, largest), _place(photo, box, flipped))
+    return Crop(image, caption(photo, *words), index, box, flipped)
+
+
+def _pick(boxes: tuple[tuple[int, int, int, int], ...], generator: np.random.Generator) -> tuple[int, int, int, int]:
+    return boxes[int(generator.integers(len(boxes)))]
+
+
+def _framing(side: int, smallest: int, largest: int) -> Framing:
+    return "close-up" if side < (smallest + largest) / 2 else "wide"
+
+
+def _place(photo: Photograph, box: tuple[int, int, int, int], flipped: bool) -> str:
+    width, height = load_photograph(photo.name).size
+    left, top, right, bottom = box
+    centre = (top + bottom) / (2 * height) if photo.columns else (left + right) / (2 * width)
+    if flipped and not photo.columns:
+        centre = 1 - centre
+    return _places(photo)[min(2, int(3 * centre))]

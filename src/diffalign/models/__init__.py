@@ -1,0 +1,51 @@
+"""Diffusion models: noise processes, architectures, adapters."""
+
+from __future__ import annotations
+
+from diffalign.models.adapters import (
+    LoraSettings,
+    adapter_names,
+    add_adapter,
+    copy_adapter,
+    fuse_adapter,
+    load_adapter,
+    remove_adapter,
+    save_adapter,
+    trainable_parameters,
+    using,
+)
+from diffalign.models.conversions import Prediction, flow_from_vp, vp_from_flow
+from diffalign.models.families import Family, StableDiffusion, StableDiffusion3, families, load_family
+from diffalign.models.processes import (
+    Process,
+    RectifiedFlow,
+    VariancePreserving,
+    denoising_error,
+    process_from_scheduler,
+)
+
+__all__ = [
+    "Family",
+    "LoraSettings",
+    "Prediction",
+    "Process",
+    "RectifiedFlow",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "VariancePreserving",
+    "adapter_names",
+    "add_adapter",
+    "copy_adapter",
+    "denoising_error",
+    "families",
+    "flow_from_vp",
+    "fuse_adapter",
+    "load_adapter",
+    "load_family",
+    "process_from_scheduler",
+    "remove_adapter",
+    "save_adapter",
+    "trainable_parameters",
+    "using",
+    "vp_from_flow",
+]

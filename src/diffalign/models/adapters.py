@@ -1,0 +1,391 @@
+"""Named LoRA adapters on a denoiser: add, switch, mix, save, load, fuse.
+
+An adapter made here is *off* until ``using`` turns it on, so adding one never changes what the network computes. LoRAs
+that others loaded (``pipe.load_lora_weights``) belong to the network's own state: they stay as they are, on or off.
+Switching writes peft's list of active adapters on each layer directly: ``set_adapters`` also rewrites every
+``requires_grad`` and takes tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.utils.peft_utils import delete_adapter_layers
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from diffalign.core import DiffalignError, unknown
+from diffalign.models.lora_formats import LoraPair, read_lora, write_lora
+
+__all__ = [
+    "LoraSettings",
+    "adapter_names",
+    "add_adapter",
+    "copy_adapter",
+    "fuse_adapter",
+    "load_adapter",
+    "remove_adapter",
+    "save_adapter",
+    "trainable_parameters",
+    "using",
+]
+
+_OURS = "_diffalign_adapters"  # on the denoiser: adapter name -> the LoRA layers that hold it
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Size and place of a new adapter.
+
+    Attributes:
+        rank: rows of the down matrix.
+        alpha: the update is scaled by ``alpha / rank``.
+        targets: layer names or endings, e.g. ``family.lora_targets``.
+        init: down matrix, "gaussian" N(0, 1/rank^2) or "default" Kaiming uniform; the up matrix starts at 0.
+        dropout: on the input of the down matrix; 0 keeps policy and reference equal at the start.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    init: Literal["gaussian", "default"] = "gaussian"
+    dropout: float = 0.0
+
+
+def add_adapter(denoiser: nn.Module, name: str, settings: LoraSettings, *, seed: int) -> None:
+    """Adds a trainable float32 adapter that starts as the identity (up = 0) and is off.
+
+    Args:
+        denoiser: the bare network (``family.denoiser``), not a compiled or distributed wrapper.
+        name: new, without dots.
+        settings: rank, alpha, targets.
+        seed: of the down matrices; the same seed gives the same weights on every device.
+
+    Raises:
+        DiffalignError: the name is taken or unfit, a setting is out of range, or a target matches no layer.
+    """
+    if settings.rank < 1 or settings.alpha <= 0 or not 0 <= settings.dropout < 1:
+        raise DiffalignError(f"expected rank >= 1, alpha > 0 and 0 <= dropout < 1, got {settings}")
+    generator = torch.Generator().manual_seed(seed)
+    layers = _matching_layers(denoiser, settings.targets)
+    pairs = {module: _initial_pair(layer, settings, generator) for module, layer in layers.items()}
+    _inject(denoiser, name, pairs, trainable=True, dropout=settings.dropout)
+
+
+@contextmanager
+def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> Iterator[None]:
+    """Inside the block exactly these adapters are on, in addition to LoRAs that others loaded and left on.
+
+    ``using(denoiser, None)`` is bit for bit the network before any adapter was added here. The state of before is
+    restored at exit, also after an exception; blocks nest. No ``requires_grad`` changes. Gradient checkpointing
+    recomputes at backward, so keep the backward pass inside the block of its forward pass.
+
+    Args:
+        denoiser: the network.
+        adapters: a name, a mixture ``{name: weight}`` (the update is multiplied by the weight), or None for all off.
+
+    Raises:
+        DiffalignError: an adapter not made here, or fused foreign LoRAs, under which adapters have no effect.
+
+    Example:
+        ``with using(unet, {"chosen": 1.0, "rejected": -0.3}): unet(...)``
+    """
+    ours = _ours(denoiser)
+    weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
+    for name in weights:
+        _layers_of(denoiser, name)
+    weights = {name: weight for name, weight in weights.items() if weight != 0}
+    before: list[tuple[dict[str, Any], Any, bool, dict[str, float]]] = []
+    try:
+        for layer in {id(layer): layer for layers in ours.values() for layer in layers}.values():
+            state = vars(layer)  # read and written directly: nn.Module's own attribute handling is far slower
+            active, disabled, scaling = state["_active_adapter"], state["_disable_adapters"], state["scaling"]
+            wanted = [name for name in weights if name in scaling]
+            if wanted and state["merged_adapters"]:
+                raise _fused(layer)
+            before.append((state, active, disabled, {name: scaling[name] for name in wanted}))
+            on = [active] if isinstance(active, str) else active
+            others = [] if disabled else [name for name in on if name not in ours]
+            for name in wanted:
+                scaling[name] = weights[name] * state["lora_alpha"][name] / state["r"][name]
+            state["_active_adapter"] = others + wanted
+            state["_disable_adapters"] = disabled and not wanted
+        yield
+    finally:
+        for state, active, disabled, saved in before:
+            state["_active_adapter"] = active
+            state["_disable_adapters"] = disabled
+            state["scaling"].update(saved)
+
+
+def adapter_names(denoiser: nn.Module) -> list[str]:
+    """Names of the adapters made here, in the order they were added."""
+    return list(_ours(denoiser))
+
+
+def trainable_parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
+    """The adapter's parameters, for an optimizer.
+
+    Raises:
+        DiffalignError: no such adapter, or it was loaded or copied without ``trainable=True``.
+    """
+    parameters = [part[name].weight for layer in _layers_of(denoiser, name) for part in (layer.lora_A, layer.lora_B)]
+    if not all(parameter.requires_grad for parameter in parameters):
+        raise DiffalignError(f"adapter {name!r} is frozen; load or copy it with trainable=True to train it")
+    return parameters
+
+
+def save_adapter(denoiser: nn.Module, name: str, folder: str | Path, *, prefix: str) -> Path:
+    """Writes ``pytorch_lora_weights.safetensors``, which ``pipe.load_lora_weights(folder)`` reads with rank and alpha.
+
+    Args:
+        denoiser: the network.
+        name: which adapter.
+        folder: made if missing; a previous file is replaced as a whole.
+        prefix: ``family.lora_prefix``, "unet" or "transformer".
+
+    Returns:
+        The file's path.
+    """
+    pairs = _pairs_of(denoiser, name)
+    config = _configs(denoiser)[name]
+    path: Path = Path(folder) / LORA_WEIGHT_NAME_SAFE
+    entries = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+    described = {key: getattr(config, key) for key in entries}
+    write_lora(path, pairs, prefix=prefix, config=described | {"target_modules": sorted(config.target_modules)})
+    return path
+
+
+def load_adapter(
+    denoiser: nn.Module,
+    path: str | Path,
+    name: str,
+    *,
+    prefix: str,
+    trainable: bool = False,
+    ignore_text_encoders: bool = False,
+) -> None:
+    """Reads a LoRA in diffusers', peft's or kohya's format as an adapter that is off until ``using``.
+
+    Args:
+        denoiser: the network.
+        path: a ``.safetensors`` file, or a folder that holds one.
+        name: new, without dots.
+        prefix: ``family.lora_prefix``.
+        trainable: whether its weights (float32) take gradients.
+        ignore_text_encoders: leave out parts that adapt text encoders, instead of refusing the file.
+
+    Raises:
+        DiffalignError: the file is missing, pickled, damaged, or does not fit this network.
+    """
+    layers = _adaptable_layers(denoiser)
+    pairs = read_lora(path, prefix=prefix, modules=layers, ignore_text_encoders=ignore_text_encoders)
+    misfits = []
+    for module, pair in pairs.items():
+        down, up = _shapes(layers[module], pair.rank)
+        if pair.down.shape != down or pair.up.shape != up:
+            misfits.append(
+                f"{module}: expected {down} and {up}, got {tuple(pair.down.shape)} and {tuple(pair.up.shape)}"
+            )
+    if misfits:
+        raise DiffalignError(
+            f"{path} does not fit this network ({len(misfits)} layers), e.g. " + "; ".join(misfits[:3])
+        )
+    _inject(denoiser, name, pairs, trainable=trainable)
+
+
+def copy_adapter(denoiser: nn.Module, source: str, target: str, *, trainable: bool = False) -> None:
+    """Adds ``target`` with the present weights of ``source``: a frozen reference, or a policy that starts from one.
+
+    Raises:
+        DiffalignError: no such source, or the target's name is taken.
+    """
+    pairs = {
+        module: LoraPair(pair.down.detach().clone(), pair.up.detach().clone(), pair.alpha)
+        for module, pair in _pairs_of(denoiser, source).items()
+    }
+    _inject(denoiser, target, pairs, trainable=trainable, dropout=_configs(denoiser)[source].lora_dropout)
+
+
+def remove_adapter(denoiser: nn.Module, name: str) -> None:
+    """Removes an adapter; layers that hold no other become plain layers again.
+
+    Raises:
+        DiffalignError: no such adapter, or it is on.
+    """
+    if any(name in layer.active_adapters for layer in _layers_of(denoiser, name)):
+        raise DiffalignError(f"adapter {name!r} is on; leave the `using` block before removing or fusing it")
+    delete_adapter_layers(denoiser, name)
+    del _ours(denoiser)[name]
+    for module, layer in list(denoiser.named_modules()):
+        if isinstance(layer, LoraLayer) and not layer.r:
+            parent, _, child = module.rpartition(".")
+            setattr(denoiser.get_submodule(parent), child, layer.get_base_layer())
+
+
+def fuse_adapter(denoiser: nn.Module, name: str, scale: float = 1.0) -> None:
+    """Adds ``scale`` times the adapter's update to the network's weights and removes the adapter.
+
+    Nothing is kept to undo it: reload the network for that. The sum is taken in float32 and rounded once to the
+    weights' dtype, so the result equals the adapter up to that rounding.
+
+    Raises:
+        DiffalignError: no such adapter, or it is on.
+    """
+    layers = _layers_of(denoiser, name)
+    if any(name in layer.active_adapters for layer in layers):
+        raise DiffalignError(f"adapter {name!r} is on; leave the `using` block before removing or fusing it")
+    with torch.no_grad():
+        for layer in layers:
+            layer.scaling[name] = scale * layer.lora_alpha[name] / layer.r[name]
+            weight = layer.get_base_layer().weight
+            weight.copy_(weight.float() + layer.get_delta_weight(name).float())
+    remove_adapter(denoiser, name)
+
+
+def _inject(
+    denoiser: nn.Module, name: str, pairs: Mapping[str, LoraPair], *, trainable: bool, dropout: float = 0.0
+) -> None:
+    """Adds the pairs as adapter ``name``, off, leaving every other adapter's state and flag as it was."""
+    taken = _configs(denoiser)
+    if not name or "." in name or name in taken:
+        raise DiffalignError(
+            f"expected a new adapter name without dots, got {name!r} (taken: {sorted(taken) or 'none'})"
+        )
+    for layer in denoiser.modules():
+        if isinstance(layer, BaseTunerLayer) and layer.merged_adapters:
+            raise _fused(layer)
+    flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    states = {
+        layer: (layer._active_adapter, layer._disable_adapters)
+        for layer in denoiser.modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws weights that are replaced below
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        inject_adapter_in_model(_config(pairs, dropout), denoiser, name, state_dict=_peft_keys(pairs))
+    denoiser._hf_peft_config_loaded = True  # type: ignore[assignment]  # as diffusers marks a network that holds adapters
+
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+    layers = []
+    for module, layer in denoiser.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        layer._active_adapter, layer._disable_adapters = states.get(layer, ([], False))
+        if module in pairs:
+            for part, value in ((layer.lora_A[name], pairs[module].down), (layer.lora_B[name], pairs[module].up)):
+                part.to(torch.float32).requires_grad_(trainable)
+                with torch.no_grad():
+                    part.weight.copy_(value)
+            layers.append(layer)
+    _ours(denoiser)[name] = layers
+
+
+def _fused(layer: BaseTunerLayer) -> DiffalignError:
+    """peft computes a fused layer from its base weight alone, so an adapter on it would silently do nothing."""
+    return DiffalignError(
+        f"LoRA {layer.merged_adapters} was fused with pipe.fuse_lora() and still holds its layers, where adapters "
+        "have no effect: call pipe.unload_lora_weights() after fusing, then add adapters"
+    )
+
+
+def _config(pairs: Mapping[str, LoraPair], dropout: float) -> LoraConfig:
+    """The commonest rank and alpha, and patterns for the layers that differ."""
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    alpha = Counter(pair.alpha for pair in pairs.values()).most_common(1)[0][0]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={f"^{module}": pair.rank for module, pair in pairs.items() if pair.rank != rank},
+        alpha_pattern={f"^{module}": pair.alpha for module, pair in pairs.items() if pair.alpha != alpha},
+        target_modules=list(pairs),
+        lora_dropout=dropout,
+    )
+
+
+def _peft_keys(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    return {f"{module}.lora_A.weight": pair.down for module, pair in pairs.items()}
+
+
+def _ours(denoiser: nn.Module) -> dict[str, list[LoraLayer]]:
+    """Kept on the network itself, so that a deep copy of the network copies it too."""
+    return denoiser.__dict__.setdefault(_OURS, {})  # type: ignore[no-any-return]
+
+
+def _configs(denoiser: nn.Module) -> dict[str, Any]:
+    """Every adapter's peft config, those of others too."""
+    return getattr(denoiser, "peft_config", None) or {}
+
+
+def _layers_of(denoiser: nn.Module, name: str) -> list[LoraLayer]:
+    ours = _ours(denoiser)
+    if name not in ours:
+        raise unknown("adapter", name, ours)
+    if name not in _configs(denoiser):
+        raise DiffalignError(
+            f"adapter {name!r} was removed from outside (pipe.unload_lora_weights() removes every LoRA); add it again"
+        )
+    return ours[name]
+
+
+def _pairs_of(denoiser: nn.Module, name: str) -> dict[str, LoraPair]:
+    layers = set(_layers_of(denoiser, name))
+    return {
+        module: LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.lora_alpha[name]))
+        for module, layer in denoiser.named_modules()
+        if layer in layers
+    }
+
+
+def _adaptable_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Linear and convolution layers by the names they have without any LoRA around them."""
+    found: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for module, layer in denoiser.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            inside += (f"{module}.",)
+            found[module] = layer.get_base_layer()
+        elif isinstance(layer, (nn.Linear, nn.Conv2d)) and not module.startswith(inside):
+            found[module] = layer
+    return found
+
+
+def _matching_layers(denoiser: nn.Module, targets: Iterable[str]) -> dict[str, nn.Module]:
+    layers = _adaptable_layers(denoiser)
+    matched: dict[str, nn.Module] = {}
+    for target in targets:
+        hits = {module: layer for module, layer in layers.items() if f".{module}".endswith(f".{target}")}
+        if not hits:
+            raise unknown("LoRA target", target, {module.rpartition(".")[2] for module in layers})
+        matched |= hits
+    if not matched:
+        raise DiffalignError("expected at least one LoRA target, such as 'to_q'; got none")
+    return {module: layer for module, layer in layers.items() if module in matched}
+
+
+def _shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the down and up matrices for a linear layer, or a convolution with its kernel in the down part."""
+    weight = cast(Tensor, layer.weight)
+    out_features, in_features, *kernel = weight.shape
+    return (rank, in_features, *kernel), (out_features, rank, *(1 for _ in kernel))
+
+
+def _initial_pair(layer: nn.Module, settings: LoraSettings, generator: torch.Generator) -> LoraPair:
+    down_shape, up_shape = _shapes(layer, settings.rank)
+    down = torch.empty(down_shape)
+    if settings.init == "gaussian":
+        nn.init.normal_(down, std=1 / settings.rank, generator=generator)
+    else:
+        nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator)
+    return LoraPair(down, torch.zeros(up_shape), settings.alpha)

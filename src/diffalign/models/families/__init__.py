@@ -1,0 +1,9 @@
+"""Diffusion architectures, one file each; ``load_family`` chooses by a model folder's ``model_index.json``."""
+
+from __future__ import annotations
+
+from diffalign.models.families.base import Family, families, load_family
+from diffalign.models.families.sd import StableDiffusion
+from diffalign.models.families.sd3 import StableDiffusion3
+
+__all__ = ["Family", "StableDiffusion", "StableDiffusion3", "families", "load_family"]
