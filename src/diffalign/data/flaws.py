@@ -25,7 +25,7 @@ FLAWS: Registry[Flaw] = Registry("flaw")
 def apply_flaw(name: str, image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Return a flawed copy of ``image`` (RGB, same size); the severity is drawn from ``generator``.
 
-    Radii and patch sizes are given for a 64-pixel image and grow with the shorter side.
+    Radii and patch sizes are given for a 32-pixel image and grow with the shorter side.
 
     Raises:
         DiffalignError: unknown flaw; the message lists the nearest names.
@@ -39,19 +39,19 @@ def apply_flaw(name: str, image: Image.Image, generator: np.random.Generator) ->
 
 
 def _scale(image: Image.Image) -> float:
-    return min(image.size) / 64
+    return min(image.size) / 32
 
 
 @FLAWS.register("blur")
 def blur(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Gaussian blur, radius 1.2 to 2.4 pixels."""
-    return image.filter(ImageFilter.GaussianBlur(generator.uniform(1.2, 2.4) * _scale(image)))
+    """Gaussian blur, radius 0.9 to 1.8 pixels."""
+    return image.filter(ImageFilter.GaussianBlur(generator.uniform(0.9, 1.8) * _scale(image)))
 
 
 @FLAWS.register("jpeg")
 def jpeg(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """JPEG at quality 4 to 12."""
-    return _recode(image, "JPEG", int(generator.integers(4, 13)))
+    """JPEG at quality 5 to 15."""
+    return _recode(image, "JPEG", int(generator.integers(5, 16)))
 
 
 @FLAWS.register("noise")
@@ -71,10 +71,10 @@ def posterise(image: Image.Image, generator: np.random.Generator) -> Image.Image
 
 @FLAWS.register("patches")
 def patches(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Three to five square patches of 12 to 24 pixels swapped with others of the same image."""
+    """Two to four square patches of 7 to 12 pixels swapped with others of the same image."""
     pixels = np.array(image)
-    for _ in range(int(generator.integers(3, 6))):
-        side = int(generator.uniform(12, 24) * _scale(image))
+    for _ in range(int(generator.integers(2, 5))):
+        side = int(generator.uniform(7, 12) * _scale(image))
         (y, x), (v, u) = (generator.integers(0, np.array(pixels.shape[:2]) - side + 1) for _ in range(2))
         first, second = pixels[y : y + side, x : x + side].copy(), pixels[v : v + side, u : u + side].copy()
         pixels[y : y + side, x : x + side], pixels[v : v + side, u : u + side] = second, first
@@ -83,17 +83,17 @@ def patches(image: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 @FLAWS.register("pixelate")
 def pixelate(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Blocks of 3 to 5 pixels."""
-    factor = generator.uniform(3, 5) * _scale(image)
+    """Blocks of 2 to 3.5 pixels."""
+    factor = generator.uniform(2, 3.5) * _scale(image)
     small = tuple(max(1, round(side / factor)) for side in image.size)
     return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
 
 
 @FLAWS.register("motion_blur")
 def motion_blur(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Average over a straight shift of 5 to 9 pixels in a random direction."""
+    """Average over a straight shift of 3.5 to 6 pixels in a random direction."""
     pixels = np.asarray(image, dtype=np.float32)
-    length, angle = generator.uniform(5, 9) * _scale(image), generator.uniform(0, np.pi)
+    length, angle = generator.uniform(3.5, 6) * _scale(image), generator.uniform(0, np.pi)
     offsets = np.linspace(-length / 2, length / 2, max(3, round(length)))
     rows, columns = np.arange(pixels.shape[0]), np.arange(pixels.shape[1])
     total = np.zeros_like(pixels)

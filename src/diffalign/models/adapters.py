@@ -210,10 +210,7 @@ def copy_adapter(denoiser: nn.Module, source: str, target: str, *, trainable: bo
     Raises:
         DiffalignError: no such source, or the target's name is taken.
     """
-    pairs = {
-        module: LoraPair(pair.down.detach().clone(), pair.up.detach().clone(), pair.alpha)
-        for module, pair in _pairs_of(denoiser, source).items()
-    }
+    pairs = _pairs_of(denoiser, source)
     _inject(denoiser, target, pairs, trainable=trainable, dropout=_configs(denoiser)[source].lora_dropout)
 
 
