@@ -127,7 +127,7 @@ def quality(vae: AutoencoderKL, corpus: Corpus) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -161,7 +161,7 @@ def main() -> None:
         seed=arguments.seed,
         ema_decay=0.999,
         measure=lambda module: quality(module, validation),
-        measure_every=250,
+        measure_every=100,
     )
     with torch.no_grad():
         pixels = corpus.pixels(torch.arange(2000))

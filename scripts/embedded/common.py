@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -67,8 +68,6 @@ def make_corpus(split: Split, count: int, *, flaws: tuple[str, ...], flawed_shar
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"captions": json.dumps(captions)})
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as opened:
         captions = json.loads(opened.metadata()["captions"])
     tensors = load_file(path)
@@ -110,12 +109,14 @@ def train(
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {key: value for key, value in module.named_parameters() if value.requires_grad}
+    state = dict(module.named_buffers())  # running statistics, saved with the weights
     optimiser = torch.optim.AdamW(parameters.values(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     average = {key: value.detach().clone() for key, value in parameters.items()} if ema_decay else {}
-    step = _resume(folder, parameters, optimiser, average)
-    curve = [row for row in _read_curve(folder) if row["step"] <= step]
-    began, first = time.monotonic(), step
-    for step in progress(range(step, num_steps), total=num_steps - step, description=name, unit="steps"):
+    first = _resume(folder, parameters, state, optimiser, average)
+    curve = [row for row in _read_curve(folder) if row["step"] <= first]
+    began = time.monotonic()
+    module.train()
+    for step in progress(range(first, num_steps), total=num_steps - first, description=name, unit="steps"):
         decay = 0.5 * (1 + math.cos(math.pi * step / num_steps))
         optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / warmup_steps) * decay
         loss, figures = loss_of(torch_generator(name, seed, step))
@@ -132,19 +133,20 @@ def train(
         if measure and (done % measure_every == 0 or done == num_steps):
             seconds = (time.monotonic() - began) / (done - first)
             row = {"step": done, "loss": loss.item(), "seconds_per_step": round(seconds, 4)} | figures
-            with _swapped(parameters, average):
-                row |= measure(module)
+            with Swapped(parameters, average):
+                row |= measure(module.eval())
+            module.train()
             curve.append(row)
             write_json(folder / "curve.json", curve)
             print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
         if done % save_every == 0 or done == num_steps:
-            _save(folder, done, parameters, optimiser, average)
+            _save(folder, done, parameters, state, optimiser, average)
     for key, value in average.items():
         parameters[key].data.copy_(value)
-    return module
+    return module.eval()
 
 
-class _swapped:
+class Swapped:
     """Inside the block the parameters hold the average."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], average: dict[str, Tensor]) -> None:
@@ -168,25 +170,33 @@ def _read_curve(folder: Path) -> list[dict[str, float]]:
 
 
 def _save(
-    folder: Path, step: int, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW, average: dict[str, Tensor]
+    folder: Path,
+    step: int,
+    parameters: dict[str, nn.Parameter],
+    state: dict[str, Tensor],
+    optimiser: torch.optim.AdamW,
+    average: dict[str, Tensor],
 ) -> None:
     tensors = {f"parameter.{key}": value.detach() for key, value in parameters.items()}
     tensors |= {f"average.{key}": value for key, value in average.items()}
+    tensors |= {f"state.{key}": value for key, value in state.items()}
     for key, value in parameters.items():
-        state = optimiser.state[value]
-        tensors |= {f"first.{key}": state["exp_avg"], f"second.{key}": state["exp_avg_sq"]}
+        moments = optimiser.state[value]
+        tensors |= {f"first.{key}": moments["exp_avg"], f"second.{key}": moments["exp_avg_sq"]}
     with atomic_path(folder / "checkpoint.safetensors") as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
 
 
 def _resume(
-    folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW, average: dict[str, Tensor]
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    state: dict[str, Tensor],
+    optimiser: torch.optim.AdamW,
+    average: dict[str, Tensor],
 ) -> int:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as opened:
         step = int(opened.metadata()["step"])
     tensors = load_file(path)
@@ -199,4 +209,6 @@ def _resume(
         }
     for key in average:
         average[key].copy_(tensors[f"average.{key}"])
+    for key in state:
+        state[key].copy_(tensors[f"state.{key}"])
     return step

@@ -41,9 +41,3 @@ def build() -> CLIPTokenizer:
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
     assert len(tokenizer("a photo of a dahlia flower")["input_ids"]) == 8, "a word fell to pieces"
     return tokenizer
-
-
-if __name__ == "__main__":
-    made = build()
-    print(len(made), [made.convert_ids_to_tokens(made(t)["input_ids"]) for t in ("a CG render of a tabby cat, top", "Zoë 7")])
-    print(max(len(made(f"Realistic photo {t}")["input_ids"]) for t in captions()))

@@ -85,7 +85,7 @@ def patches(image: Image.Image, generator: np.random.Generator) -> Image.Image:
 def pixelate(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Blocks of 2 to 3.5 pixels."""
     factor = generator.uniform(2, 3.5) * _scale(image)
-    small = tuple(max(1, round(side / factor)) for side in image.size)
+    small = (max(1, round(image.width / factor)), max(1, round(image.height / factor)))
     return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
 
 

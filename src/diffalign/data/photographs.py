@@ -7,7 +7,6 @@ held-out strip is seen by any training, and the largest crop is bounded by the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -24,7 +23,7 @@ __all__ = [
     "Photograph",
     "Split",
     "captions",
-    "draw_crops",
+    "draw_crop",
     "load_photograph",
     "photograph",
     "strips",
@@ -153,13 +152,12 @@ def strips(photo: Photograph, split: Split) -> tuple[tuple[int, int, int, int], 
     extent = width if photo.columns else height
     order = [("train", TRAIN_SHARE), ("validation", VALIDATION_SHARE), ("train", TRAIN_SHARE)]
     order.insert(0 if photo.held_out_first else 3, ("held_out", HELD_OUT_SHARE))
-    edges = np.rint(np.cumsum([0.0] + [share for _, share in order]) * extent).astype(int)
-    boxes = []
+    edges = np.rint(np.cumsum([0.0] + [share for _, share in order]) * extent).astype(int).tolist()
+    boxes: list[tuple[int, int, int, int]] = []
     for (name, _), start, stop in zip(order, edges[:-1], edges[1:], strict=True):
         if name == split:
-            box = (start, 0, stop, height) if photo.columns else (0, start, width, stop)
-            boxes.append(tuple(int(edge) for edge in box))
-    return tuple(boxes)  # type: ignore[return-value]
+            boxes.append((start, 0, stop, height) if photo.columns else (0, start, width, stop))
+    return tuple(boxes)
 
 
 def max_side(photo: Photograph) -> int:
@@ -189,25 +187,6 @@ def captions(*, plain: bool = True) -> list[str]:
     return ([caption(p, None, None) for p in PHOTOGRAPHS] if plain else []) + full
 
 
-def draw_crops(
-    split: Split, generator: np.random.Generator, *, size: int, plain_share: float = 0.2, flip: bool = True
-) -> Iterator[Crop]:
-    """Draw crops without end: subject, framing, strip, place and mirror uniformly.
-
-    Args:
-        split: which strips.
-        generator: the only source of randomness.
-        size: side of the returned images in pixels, at most 64 for crops never to be enlarged.
-        plain_share: share of captions that say neither framing nor place.
-        flip: mirror half of the crops (the caption's left and right follow).
-
-    Yields:
-        Crops; every box lies inside one strip of ``split``.
-    """
-    while True:
-        yield draw_crop(split, generator, size=size, plain_share=plain_share, flip=flip)
-
-
 def draw_crop(
     split: Split,
     generator: np.random.Generator,
@@ -217,7 +196,16 @@ def draw_crop(
     flip: bool = True,
     subject: int | None = None,
 ) -> Crop:
-    """Draw one crop; see ``draw_crops``. ``subject`` fixes the photograph."""
+    """Draw one crop: subject, strip, size, place and mirror uniformly; flat crops are drawn again a few times.
+
+    Args:
+        split: which strips; the crop lies inside one of them.
+        generator: the only source of randomness.
+        size: side of the returned image in pixels; crops are 64 pixels and more, so up to 64 nothing is enlarged.
+        plain_share: share of captions that say neither framing nor place.
+        flip: mirror half of the crops (left and right in the caption follow).
+        subject: index of the photograph; None draws one.
+    """
     index = int(generator.integers(len(PHOTOGRAPHS))) if subject is None else subject
     photo = PHOTOGRAPHS[index]
     largest = max_side(photo)
@@ -228,7 +216,8 @@ def draw_crop(
         x = int(generator.integers(left, right - side + 1))
         y = int(generator.integers(top, bottom - side + 1))
         box = (x, y, x + side, y + side)
-        image = load_photograph(photo.name).resize((size, size), Image.Resampling.LANCZOS, box=box)
+        # cut first: resize(box=...) would read beyond the box, across the strip's border
+        image = load_photograph(photo.name).crop(box).resize((size, size), Image.Resampling.LANCZOS)
         if ImageStat.Stat(image.convert("L")).stddev[0] >= MIN_CONTRAST:
             break
     flipped = flip and bool(generator.random() < 0.5)

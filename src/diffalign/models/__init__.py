@@ -15,6 +15,7 @@ from diffalign.models.adapters import (
     using,
 )
 from diffalign.models.conversions import Prediction, flow_from_vp, vp_from_flow
+from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
 from diffalign.models.families import Family, StableDiffusion, StableDiffusion3, families, load_family
 from diffalign.models.processes import (
     Process,
@@ -25,6 +26,7 @@ from diffalign.models.processes import (
 )
 
 __all__ = [
+    "EMBEDDED_MODELS",
     "Family",
     "LoraSettings",
     "Prediction",
@@ -37,6 +39,7 @@ __all__ = [
     "add_adapter",
     "copy_adapter",
     "denoising_error",
+    "embedded_path",
     "families",
     "flow_from_vp",
     "fuse_adapter",

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor, nn
 
 from diffalign.core import DiffalignError, Registry, content_hash, read_json, sha256_file
+from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
 from diffalign.models.processes import RectifiedFlow, VariancePreserving, process_from_scheduler
 
 __all__ = ["Family", "families", "load_family"]
@@ -212,12 +213,12 @@ def load_family(
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> Family:
-    """Loads a diffusers model folder, or a model of the Hugging Face hub, as the family its ``model_index.json`` names.
+    """Loads a model folder, a model of the Hugging Face hub or an embedded one as the family it says it is of.
 
     Only safetensors weights are read. The VAE stays float32 where its config says ``force_upcast``.
 
     Args:
-        path_or_hub_id: a folder with a ``model_index.json``, or a hub id such as "owner/name".
+        path_or_hub_id: a folder with a ``model_index.json``, a hub id such as "owner/name", or "tiny-sd", "tiny-sd3".
         dtype: of the denoiser and the text encoders.
         device: where to put all modules.
         revision: branch, tag or commit on the hub.
@@ -225,6 +226,8 @@ def load_family(
     Raises:
         DiffalignError: nothing there, an unknown architecture, or weights that cannot be read.
     """
+    if path_or_hub_id in EMBEDDED_MODELS:
+        path_or_hub_id = embedded_path(str(path_or_hub_id))
     index, commit = _find_index(path_or_hub_id, revision)
     components = read_json(index)
     class_name = str(components.get("_class_name"))
