@@ -1,4 +1,6 @@
-"""Train tiny-judge: a small ResNet with a subject head and a realism head, and features for KID.
+"""Train tiny-judge: a small ResNet that names the subject and the condition of a picture, and gives features for KID.
+
+The conditions are "clean" and ten families of flaws; realism is the log-odds of clean against all flaws together.
 
 Another architecture, width, seed and corpus than tiny-clip's, and ten families of flaws: curation, selection and
 training never touch it, so what it says of a result is held-out.
@@ -13,16 +15,16 @@ from common import OUT, SIZE, Corpus, make_corpus, train
 from tiny_clip import MEAN, STD, normalise
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification, ConvNextImageProcessor
+from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
 from diffalign.data.flaws import JUDGE_FLAWS
 from diffalign.data.photographs import PHOTOGRAPHS
 
-REALISM = len(PHOTOGRAPHS)  # the logit after the subjects': clean against flawed
+SUBJECTS = len(PHOTOGRAPHS)  # logits: 16 subjects, then clean, then ten flaws
 
 
 def build() -> ResNetForImageClassification:
-    names = [photo.name for photo in PHOTOGRAPHS] + ["realism"]
+    names = [*(photo.name for photo in PHOTOGRAPHS), "clean", *JUDGE_FLAWS]
     config = ResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 128],
@@ -34,13 +36,19 @@ def build() -> ResNetForImageClassification:
     return ResNetForImageClassification(config)
 
 
+def read_logits(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Subject logits (B, 16), condition logits (B, 11), and realism (B,) = log p(clean) / p(flawed)."""
+    subject, condition = logits[:, :SUBJECTS], logits[:, SUBJECTS:]
+    return subject, condition, condition[:, 0] - condition[:, 1:].logsumexp(1)
+
+
 @torch.no_grad()
 def quality(model: ResNetForImageClassification, corpus: Corpus) -> dict[str, float]:
     """Subject accuracy of the clean crops, and per family the area under the ROC curve of clean against flawed."""
-    logits = model(normalise(corpus.pixels(torch.arange(len(corpus.images))))).logits
+    pixels = normalise(corpus.pixels(torch.arange(len(corpus.images))))
+    subject, _, realism = read_logits(model(pixels).logits)
     clean = corpus.flaws < 0
-    right = logits[:, :REALISM].argmax(1) == corpus.subjects
-    realism = logits[:, REALISM]
+    right = subject.argmax(1) == corpus.subjects
     figures = {
         "subject_accuracy": right[clean].float().mean().item(),
         "realism_accuracy": ((realism > 0) == clean).float().mean().item(),
@@ -67,10 +75,11 @@ def main() -> None:
 
     def loss_of(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(0, len(corpus.images), (arguments.batch,), generator=generator)
-        logits = model(normalise(corpus.pixels(rows))).logits
-        subject = F.cross_entropy(logits[:, :REALISM], corpus.subjects[rows])
-        realism = F.binary_cross_entropy_with_logits(logits[:, REALISM], (corpus.flaws[rows] < 0).float())
-        return subject + realism, {"subject_loss": subject.item(), "realism_loss": realism.item()}
+        subject, condition, _ = read_logits(model(normalise(corpus.pixels(rows))).logits)
+        subject_loss = F.cross_entropy(subject, corpus.subjects[rows])
+        condition_loss = F.cross_entropy(condition, corpus.flaws[rows] + 1)
+        figures = {"subject_loss": subject_loss.item(), "condition_loss": condition_loss.item()}
+        return subject_loss + condition_loss, figures
 
     train(
         "tiny-judge",

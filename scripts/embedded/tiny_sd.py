@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3)
     arguments = parser.parse_args()
 
-    corpus = make_corpus("train", 40_000, flaws=CORPUS_FLAWS, flawed_share=0.6, seed=3)
+    corpus = make_corpus("train", 24_000, flaws=CORPUS_FLAWS, flawed_share=0.6, seed=3)
     validation = make_corpus("validation", 512, flaws=CORPUS_FLAWS, flawed_share=0.6, seed=3)
     vae = AutoencoderKL.from_pretrained(OUT / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
     torch.manual_seed(arguments.seed)

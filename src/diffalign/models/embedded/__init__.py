@@ -3,7 +3,7 @@
 tiny-sd      Stable Diffusion 1.x: 32x32 pixels, epsilon prediction, pretrained on flawed and clean crops
 tiny-sd3     Stable Diffusion 3: rectified flow, random transformer and text encoders, for tests of the code
 tiny-clip    a CLIPModel that tells subjects, framings and flaws apart: in-training
-tiny-judge   a ResNet with subject and realism heads, never used to curate, select or train: held-out
+tiny-judge   a ResNet that names subject and flaw, never used to curate, select or train: held-out
 """
 
 from __future__ import annotations
