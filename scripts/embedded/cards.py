@@ -123,12 +123,12 @@ def _overview(results: dict[str, Any]) -> str:
         if row["step"] in (100, 200, 400, 800) or row is vae["curve"][-1]
     )
     flaws = "\n".join(f"| {name} | {value:.3f} |" for name, value in vae["flaw_auc_after_round_trip"].items())
-    return f"""# The embedded models, measured
+    return f"""## Measured
 
 Figures by `python scripts/embedded/measure.py` ({machine["processor"]}, {machine["threads"]} threads, torch
 {results["versions"].get("torch", "")}). All four folders together: {results["megabytes"]:.1f} MB. Held-out strips unless said otherwise.
 
-## Autoencoder of tiny-sd
+### Autoencoder of tiny-sd
 
 Held-out crops: {_autoencoder_line(vae["held_out"])} During training, on validation crops:
 
@@ -143,15 +143,15 @@ curve.
 |---|---|
 {flaws}
 
-## Samples of tiny-sd
+### Samples of tiny-sd
 
 {_samples_table(results["tiny-sd"]["samples"])}
 
-## tiny-clip
+### tiny-clip
 
 {_table(results["tiny-clip"]["held_out"], CLIP_ROWS)}
 
-## tiny-judge
+### tiny-judge
 
 {_table(results["tiny-judge"]["held_out"], JUDGE_ROWS)}
 """

@@ -33,6 +33,7 @@ __all__ = [
 Split = Literal["train", "validation", "held_out"]
 Framing = Literal["close-up", "wide"]
 
+NO_RESTRICTIONS = "no known copyright restrictions"
 NOT_STATED = "not stated in the wheel"
 
 TRAIN_SHARE, VALIDATION_SHARE, HELD_OUT_SHARE = 0.26, 0.22, 0.26  # two training strips
@@ -79,19 +80,19 @@ def _sklearn(name: str, subject: str, file: str, license: str, attribution: str,
 
 # fmt: off
 PHOTOGRAPHS: tuple[Photograph, ...] = (
-    _skimage("astronaut", "an astronaut", "astronaut.png", "public domain", "NASA, Great Images database", columns=False),
+    _skimage("astronaut", "an astronaut", "astronaut.png", "public domain", "NASA, Great Images", columns=False),
     _skimage("cat", "a tabby cat", "chelsea.png", "CC0-1.0", "Stefan van der Walt", held_out_first=True),
     _skimage("coffee", "a cup of coffee", "coffee.png", "CC0-1.0", "Rachel Michetti, courtesy of Pikolo Espresso Bar"),
     _skimage("rocket", "a rocket at night", "rocket.jpg", "public domain", "SpaceX, launch of DSCOVR"),
     _skimage("motorcycle", "a motorcycle", "motorcycle_left.png", NOT_STATED, "D. Scharstein et al., Middlebury 2014"),
-    _skimage("galaxies", "distant galaxies", "hubble_deep_field.jpg", "public domain", "NASA, Hubble eXtreme Deep Field"),
+    _skimage("galaxies", "distant galaxies", "hubble_deep_field.jpg", "public domain", "NASA, Hubble Deep Field"),
     _skimage("retina", "a retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom, Wikimedia Commons"),
-    _skimage("tissue", "stained tissue", "ihc.png", "no known copyright restrictions", "Center for Microscopy and Molecular Imaging"),
+    _skimage("tissue", "stained tissue", "ihc.png", NO_RESTRICTIONS, "Center for Microscopy and Molecular Imaging"),
     _skimage("grass", "grass", "grass.png", "CC0-1.0", "linolafett, DeviantArt"),
     _skimage("gravel", "gravel", "gravel.png", "CC0-1.0", "CC0Textures, Gravel04"),
     _skimage("bricks", "bricks", "brick.png", "CC0-1.0", "CC0Textures, Bricks25"),
     _skimage("moon", "the moon", "moon.png", NOT_STATED, "scikit-image, author not stated"),
-    _skimage("coins", "old coins", "coins.png", "no known copyright restrictions", "Brooklyn Museum, Greek coins from Pompeii"),
+    _skimage("coins", "old coins", "coins.png", NO_RESTRICTIONS, "Brooklyn Museum, coins from Pompeii"),
     _skimage("cameraman", "a cameraman", "camera.png", "CC0-1.0", "Lav Varshney", held_out_first=True),
     _sklearn("pagoda", "a pagoda", "china.jpg", "CC-BY-2.0", "danielbuechele, Flickr", held_out_first=True),
     _sklearn("flower", "a dahlia flower", "flower.jpg", "CC-BY-2.0", "vultilion, Flickr", columns=False),
