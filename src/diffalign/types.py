@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
-__all__ = ["CandidateSet", "Pair", "Provenance"]
+__all__ = ["CandidateSet", "ObjectiveOutput", "Pair", "Provenance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +78,16 @@ class CandidateSet:
     images: tuple[Image.Image, ...]
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """What an objective returns.
+
+    Attributes:
+        loss: (B,) float32, unreduced; the trainer takes the mean once.
+        metrics: detached (B,) tensors to log by name.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _TEMPORARY = ".tmp-"
+_STALE = ".tmp*"  # ours, and those that safetensors makes beside the file it was asked for
 
 
 @contextmanager
@@ -38,7 +40,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write to; renamed onto ``path`` when the block ends well, else removed.
 
     The block may make a file, or a folder if ``path`` does not exist yet. The name keeps its suffix, so writers that
-    look at it still work. What is in place has reached the disk (fsync).
+    look at it still work. What is in place has reached the disk (fsync), and a file has the permissions of any new
+    file, also where a library makes private ones.
 
     Args:
         path: the final name; missing parent folders are made. An existing file is replaced.
@@ -61,9 +64,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     _make_folder(path.parent)
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name[-80:]}"
     try:
+        mode = _mode_of_new_files(temporary)
         yield temporary
         if not temporary.exists():
             raise DiffalignError(f"nothing was written for {path}: expected a file or folder at the path handed out")
+        if temporary.is_file():
+            temporary.chmod(mode)
         for entry in [temporary, *temporary.rglob("*")]:
             _fsync(entry)
         temporary.replace(path)
@@ -83,9 +89,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _make_folder(folder: Path) -> None:
     try:
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            _fsync(made.parent)
     except OSError as error:
         raise DiffalignError(f"cannot make the folder {folder}: {error.strerror}; choose another place") from error
+
+
+def _mode_of_new_files(path: Path) -> int:
+    """The umask can only be read by setting it, which other threads would notice; so a file is made and looked at."""
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
 
 
 def _is_full(error: Exception) -> bool:
@@ -114,7 +131,7 @@ def remove_stale(folder: str | Path) -> int:
 
     The caller holds the folder's lock, or it would remove the temporaries of a running process.
     """
-    stale = list(Path(folder).glob(f"{_TEMPORARY}*"))
+    stale = list(Path(folder).glob(_STALE))
     for path in stale:
         _remove(path)
     return len(stale)
@@ -159,6 +176,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DiffalignError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless nesting
+        raise DiffalignError(f"{path} is not JSON that can be read: {error}") from error
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -183,7 +202,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
+            except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or endless nesting
                 raise DiffalignError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DiffalignError(f"{path}, line {number}: expected an object {{...}}, got {type(row).__name__}")

@@ -20,9 +20,9 @@ __all__ = ["folder_lock", "utc_now"]
 def folder_lock(folder: str | Path) -> Iterator[None]:
     """Hold ``folder`` for this process alone while the block runs; the folder is made when missing.
 
-    The kernel's lock (flock) on ``folder/.lock`` decides, so a killed process frees it by dying. The file's JSON (pid,
-    host, start time) only tells the second comer whom to ask. A second block of the same process is refused like any
-    other.
+    The kernel's lock (flock) on ``folder/.lock`` decides, so a killed process frees it by dying; children forked inside
+    the block hold it too, until the last of them ends. The file's JSON (pid, host, start time) only tells the second
+    comer whom to ask. A second block of the same process is refused like any other.
 
     Raises:
         DiffalignError: another block holds the folder (naming it), or the folder cannot be written.

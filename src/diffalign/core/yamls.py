@@ -71,6 +71,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise DiffalignError(f"{where}{line} is not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:  # "!!float x", a number of thousands of digits, endless nesting
+        raise DiffalignError(f"{where} is not valid YAML: {error}") from error
 
 
 def dump_yaml(value: Any) -> str:

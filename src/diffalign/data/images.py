@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -145,13 +145,9 @@ def decode_image(
     """
     data = _read_bytes(source, limits.max_bytes)
     image = _open(data)
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise BadImage("too_large", f"{width}x{height} pixels, at most {limits.max_pixels} are allowed")
-    if min(width, height) < limits.min_side:
-        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side must have at least {limits.min_side}")
+    check_size(image.size, len(data), limits)
     try:
-        with _strict():
+        with _STRICT:
             image.load()
             rgb = _to_srgb(_upright(image), background)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -162,6 +158,17 @@ def decode_image(
         raise BadImage("truncated" if _says_truncated(error) else "corrupt", _one_line(error)) from error
     rgb.info.clear()
     return rgb
+
+
+def check_size(size: tuple[int, int], num_bytes: int, limits: ImageLimits) -> None:
+    """Raise `BadImage` if an image of this (width, height), encoded in so many bytes, is outside the limits."""
+    width, height = size
+    if num_bytes > limits.max_bytes:
+        raise BadImage("too_many_bytes", f"the file is larger than the {limits.max_bytes} bytes allowed")
+    if width * height > limits.max_pixels:
+        raise BadImage("too_large", f"{width}x{height} pixels, at most {limits.max_pixels} are allowed")
+    if min(width, height) < limits.min_side:
+        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side must have at least {limits.min_side}")
 
 
 def try_decode(source: bytes | Path, *, limits: ImageLimits = _DEFAULT_LIMITS) -> Image.Image | BadImage:
@@ -265,7 +272,7 @@ def _read_bytes(source: bytes | Path, max_bytes: int) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     try:
-        with _strict():
+        with _STRICT:
             return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadImage("not_an_image", f"no decoder among {', '.join(_FORMATS)} recognises it") from error
@@ -277,18 +284,35 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage("truncated" if _says_truncated(error) else "corrupt", _one_line(error)) from error
 
 
-@contextmanager
-def _strict() -> Iterator[None]:
-    """Pillow refuses bombs and truncated files, whatever the process has told it, and keeps its remarks to itself."""
-    allowed = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
+class _Strict:
+    """Pillow refuses bombs and truncated files, whatever the process has told it, and keeps its remarks to itself.
+
+    These are settings of the whole process: of all threads that decode, the first one sets and the last one restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._restore.enter_context(warnings.catch_warnings())
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._restore.close()
+
+
+_STRICT = _Strict()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -85,8 +85,8 @@ class LatentCache:
 
         Args:
             folder: where all caches live; made when missing.
-            model_revision: identifies the VAE, the text encoders and everything that changes what they give (such as
-                the maximal length of a prompt).
+            model_revision: identifies the VAE, the text encoders and everything that changes what they give, such as
+                their precision and the maximal length of a prompt: a family's ``encoder_revision``.
             recipe: how images are resized.
             dtype: type of the stored numbers; "float16" halves the size and costs three decimal digits.
 

@@ -79,6 +79,7 @@ class PreferenceWriter:
         self._rows_per_group = rows_per_group
         self._resume = resume
         self._lock = ExitStack()
+        self._ready = False
         self._shard: ExitStack | None = None
         self._parquet: Any = None
         self._group: list[Record] = []
@@ -99,6 +100,7 @@ class PreferenceWriter:
             if shards:
                 self._continue(shards)
             self._lock = lock.pop_all()
+        self._ready = True
         return self
 
     def _continue(self, shards: list[Path]) -> None:
@@ -128,8 +130,10 @@ class PreferenceWriter:
             False when resuming and a complete shard already holds a row of this id; True when it was added.
 
         Raises:
-            DiffalignError: the row is invalid or of the other form, or its id came twice.
+            DiffalignError: the row is invalid or of the other form, or its id came twice; or the disk is full, after
+                which the writer takes nothing more and complete shards can be resumed.
         """
+        self._check_ready()
         if not isinstance(row, Pair if self.form == "pair" else CandidateSet):
             raise DiffalignError(f"this writer takes rows of form {self.form!r}, got a {type(row).__name__}")
         if row.id in self._seen:
@@ -140,10 +144,12 @@ class PreferenceWriter:
         self._group.append(to_record(row, original))
         self._seen.add(row.id)
         self._rows_in_shard += 1
+        self._ready = False  # a write that fails loses the rows of its shard
         if self._rows_in_shard == self._rows_per_shard:
             self._finish_shard()
         elif len(self._group) == self._rows_per_group:
             self._flush_group()
+        self._ready = True
         return True
 
     def __exit__(
@@ -151,11 +157,21 @@ class PreferenceWriter:
     ) -> None:
         with self._lock:
             if error is None:
+                self._check_ready()
+                self._ready = False
                 self._finish_shard()
             elif self._shard is not None:
                 abandoned, self._shard = self._shard, None
                 # Its own exception: the caller's error has nothing to do with the file being written.
                 abandoned.__exit__(_AbandonedError, _AbandonedError(), None)
+
+    def _check_ready(self) -> None:
+        """Refuse to lose rows: outside its block nothing would write them, and after a failed write some are gone."""
+        if not self._ready:
+            raise DiffalignError(
+                f"the writer of {self.folder} is not open: use it in a `with` block, and after a failed write begin "
+                "another with resume=True"
+            )
 
     def _path(self, index: int) -> Path:
         return self.folder / f"train-{index:05d}.parquet"
@@ -237,7 +253,9 @@ class Preferences(Sequence[Row]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        """The row at ``index`` (a whole number; negative counts from the end)."""
+        """The row at ``index`` (negative counts from the end), or for a slice a view of its rows."""
+        if isinstance(index, slice):
+            return self._with(self._rows[index], self._view)
         row = from_record(self._record(self._rows[index]), self._stored_form, self._limits)
         return pair_as_candidates(row) if self._view == "candidates" and isinstance(row, Pair) else row
 
@@ -288,7 +306,8 @@ class Preferences(Sequence[Row]):
         """A hash of the files' bytes, the rows selected and the form: another one means that the data changed."""
         if not self._fingerprint:
             files = [sha256_file(file) for file in self._files]
-            selection = None if isinstance(self._rows, range) else [int(row) for row in self._rows]
+            everything = range(self._starts[-1])
+            selection = None if self._rows == everything else [int(row) for row in self._rows]
             self._fingerprint = content_hash("preferences", files, selection, self._view)
         return self._fingerprint
 
@@ -319,11 +338,13 @@ class Preferences(Sequence[Row]):
         values = [
             value for group in range(len(self._groups)) for value in self._read_group(group, [name])[name].to_pylist()
         ]
-        return values if isinstance(self._rows, range) else [values[row] for row in self._rows]
+        return [values[row] for row in self._rows]
 
     def _image(self, row: int, position: int) -> Image.Image:
         record = self._record(row)
         stored = (record["chosen"], record["rejected"]) if self._stored_form == "pair" else record["images"]
+        if position >= len(stored):
+            raise DiffalignError(f"row {record['id']!r} lists more hashes in provenance.sha256 than it has images")
         return decode_stored(stored[position], record["id"], "images", self._limits)
 
     def _refuse_duplicates(self, path: object) -> None:

@@ -8,7 +8,6 @@ names must lie inside the reader's root folder.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from diffalign.core import DiffalignError, Registry, read_jsonl, read_text
+from diffalign.core import DiffalignError, Registry, read_json, read_jsonl, read_text
 from diffalign.data.images import BadImage, ImageLimits, decode_image, image_sha256
 from diffalign.data.preferences import parquet_files
-from diffalign.data.schema import require_columns
+from diffalign.data.schema import is_unicode, require_columns
 from diffalign.types import Pair, Provenance
 
 __all__ = ["READERS", "BadRow", "OnBad", "read_folders", "read_hpdv3", "read_pickapic", "read_realalign"]
@@ -51,6 +50,9 @@ class BadRow(DiffalignError):  # noqa: N818 (a report to on_bad as much as an ex
         super().__init__(f"row {index}: {reason}")
         self.index = index
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadRow, (self.index, self.reason)
 
 
 OnBad = Callable[[BadRow], None]
@@ -155,7 +157,7 @@ def read_hpdv3(
     def pair(row: Mapping[str, Any], index: int) -> Pair | None:
         values = {name: row.get(there) for name, there in names.items()}
         models = [values["model1"], values["model2"]]
-        if kept is not None and None in models:
+        if kept is not None and not all(isinstance(model, str) for model in models):
             raise _Reason("it does not say which models its images come from, so it cannot be filtered by source")
         if kept is not None and not kept.issuperset(models):
             return None
@@ -184,11 +186,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not is_list:
         yield from read_jsonl(path)
         return
-    try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DiffalignError(f"{path} is not valid JSON: {error}") from error
-    for index, row in enumerate(rows):
+    for index, row in enumerate(read_json(path)):
         if not isinstance(row, dict):
             raise DiffalignError(f"{path}, entry {index}: expected an object, got {type(row).__name__}")
         yield row
@@ -297,7 +295,12 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
 
 def _sidecar_caption(root: Path, stem: str) -> str:
     file = _inside(root, f"chosen/{stem}.txt")
-    return read_text(file).strip() if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    try:
+        return read_text(file).strip()
+    except DiffalignError as error:
+        raise _Reason(str(error)) from error
 
 
 def _metadata_captions(root: Path) -> dict[str, str]:
@@ -342,6 +345,9 @@ def _pair(
 ) -> Pair:
     if not isinstance(prompt, str) or not prompt.strip():
         raise _Reason("it has no prompt")
+    for what, text in (("id", id), ("prompt", prompt)):
+        if not is_unicode(text):
+            raise _Reason(f"its {what} is not valid Unicode text: {text!r}")
     hashes = tuple(image_sha256(image) for image in images)
     provenance = Provenance(source=source, sha256=hashes, method=method, parameters=parameters or {})
     return Pair(id=id, prompt=prompt, chosen=images[0], rejected=images[1], label=label, provenance=provenance)

@@ -18,7 +18,7 @@ import pyarrow.types as pat
 from PIL import Image
 
 from diffalign.core import DiffalignError, nearest
-from diffalign.data.images import BadImage, ImageLimits, decode_image, encode_png, image_sha256
+from diffalign.data.images import BadImage, ImageLimits, check_size, decode_image, encode_png, image_sha256
 from diffalign.types import CandidateSet, Pair, Provenance
 
 __all__ = ["LABEL_METRIC", "Form", "Row", "arrow_schema", "pair_as_candidates", "require_columns", "validate_row"]
@@ -103,6 +103,10 @@ def validate_row(row: Row) -> None:
         raise DiffalignError(f"a row's id must be a text that is not empty, got {row.id!r}")
     if not isinstance(row.prompt, str) or not row.prompt.strip():
         raise _row_error(row, f"the prompt must be a text that is not empty, got {row.prompt!r}")
+    texts = (row.id, row.prompt, *row.scores, row.provenance.source, row.provenance.license, row.provenance.method)
+    for text in texts:
+        if not is_unicode(text):
+            raise _row_error(row, f"expected valid Unicode text, got {text!r}")
     images = row_images(row)
     if not images:
         raise _row_error(row, "a candidate set needs at least one image (K >= 1), got none")
@@ -128,6 +132,15 @@ def _validate_pair(pair: Pair) -> None:
             f'the mask must be an "L" image of the chosen one\'s size {pair.chosen.size}, '
             f"got {pair.mask.mode!r} of size {pair.mask.size}",
         )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored as UTF-8: halves of characters, as cut JSON and file names hold them, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_finite(value: object) -> bool:
@@ -160,6 +173,11 @@ def to_record(row: Row, original: Sequence[bytes] | None = None) -> Record:
         encoded = list(original)
         if [image_sha256(decode_image(data)) for data in encoded] != list(hashes):
             raise _row_error(row, "the original bytes do not decode to the row's images")
+    for image, data in zip(images, encoded, strict=True):
+        try:
+            check_size(image.size, len(data), ImageLimits())
+        except BadImage as bad:
+            raise _row_error(row, f"readers would refuse an image: {bad}") from bad
     stored = [{"bytes": data, "path": None} for data in encoded]
     record: Record = {"id": row.id, "prompt": row.prompt, "provenance": _provenance_record(row, hashes)}
     if isinstance(row, Pair):
@@ -180,6 +198,7 @@ def _provenance_record(row: Row, hashes: tuple[str, ...]) -> Record:
     provenance = row.provenance
     try:
         parameters = json.dumps(dict(provenance.parameters), sort_keys=True, ensure_ascii=False, allow_nan=False)
+        parameters.encode()
     except (TypeError, ValueError) as error:
         raise _row_error(row, f"the parameters of its provenance must be plain JSON: {error}") from error
     if provenance.seed is not None and not -(2**63) <= provenance.seed < 2**63:
@@ -204,6 +223,8 @@ def from_record(record: Mapping[str, Any], form: Form, limits: ImageLimits) -> R
     name = record["id"]
     common = {"id": name, "prompt": record["prompt"], "provenance": _to_provenance(name, record["provenance"])}
     scores = record["scores"] or ()
+    if any(score is None or None in score.values() for score in scores):
+        raise DiffalignError(f"row {name!r}: an entry of its scores is empty; expected a metric and its scores")
     row: Row
     if form == "pair":
         mask = record["mask"]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
@@ -40,6 +40,8 @@ __all__ = [
     "using",
 ]
 
+Init = Literal["gaussian", "default"]
+
 _OURS = "_diffalign_adapters"  # on the denoiser: adapter name -> the LoRA layers that hold it
 
 
@@ -58,7 +60,7 @@ class LoraSettings:
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    init: Literal["gaussian", "default"] = "gaussian"
+    init: Init = "gaussian"
     dropout: float = 0.0
 
 
@@ -76,6 +78,8 @@ def add_adapter(denoiser: nn.Module, name: str, settings: LoraSettings, *, seed:
     """
     if settings.rank < 1 or settings.alpha <= 0 or not 0 <= settings.dropout < 1:
         raise DiffalignError(f"expected rank >= 1, alpha > 0 and 0 <= dropout < 1, got {settings}")
+    if settings.init not in get_args(Init):
+        raise unknown("LoRA initialisation", settings.init, get_args(Init))
     generator = torch.Generator().manual_seed(seed)
     layers = _matching_layers(denoiser, settings.targets)
     pairs = {module: _initial_pair(layer, settings, generator) for module, layer in layers.items()}

@@ -139,8 +139,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads(raw) if raw else {}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise DiffalignError(f"{file} is not a whole safetensors file ({error}); fetch it again") from error
-    if not tensors:
-        raise DiffalignError(f"{file} holds no tensors")
+    if not tensors or not isinstance(metadata, dict):
+        raise DiffalignError(f"{file} holds no tensors, or {LORA_ADAPTER_METADATA_KEY} that is not an object")
     return tensors, metadata
 
 
@@ -209,6 +209,8 @@ def _pair_up(
     for module, part in parts.items():
         if "down" not in part or "up" not in part:
             raise DiffalignError(f"{file}: layer {module} has only {', '.join(sorted(part))}, expected down and up")
+        if not part["down"].numel() or part.get("alpha", part["down"][:1].flatten()[:1]).numel() != 1:
+            raise DiffalignError(f"{file}: layer {module} is empty, or its alpha is not one number")
         alpha = part["alpha"].item() if "alpha" in part else _alpha(config, module, rank=len(part["down"]))
         pairs[module] = LoraPair(part["down"], part["up"], float(alpha))
     return pairs

@@ -197,8 +197,9 @@ class Process:
         if timesteps.shape != first.shape[:1]:
             raise ValueError(f"expected timesteps of shape ({len(first)},), got {tuple(timesteps.shape)}")
         dtype = working_dtype(first, second)
-        a, b = self.levels(timesteps.to(first.device), dtype=dtype)
-        return first.to(dtype), second.to(dtype), per_sample(a, first), per_sample(b, first)
+        levels = self.levels(timesteps, dtype=dtype)  # where they are: checking values on a GPU would wait for it
+        a, b = (per_sample(level.to(first.device), first) for level in levels)
+        return first.to(dtype), second.to(dtype), a, b
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffalign.core import DiffalignError, Registry, content_hash, read_json, sha256_file
@@ -84,7 +85,7 @@ class Family:
 
     @cached_property
     def revision(self) -> str:
-        """What identifies the weights, for cache keys: hub id and commit, or a sha256 over all files of the folder.
+        """What identifies the weights: hub id and commit, or a sha256 over all files of the folder.
 
         The first use reads every file of a local folder once, about a second per gigabyte; the result is remembered.
 
@@ -98,6 +99,21 @@ class Family:
         parts = [self._folder / name for name in sorted(self._pipeline.components)]
         files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
         return content_hash({file.relative_to(self._folder).as_posix(): sha256_file(file) for file in files})
+
+    @property
+    def encoder_revision(self) -> str:
+        """What decides the numbers that ``encode_prompts`` and ``encode_images`` give, for the latent cache's key.
+
+        The weights, the precision they run in, and ``encoder_options``.
+        """
+        modules = {name: one for name, one in self._pipeline.components.items() if isinstance(one, nn.Module)}
+        dtypes = {name: str(module.dtype) for name, module in modules.items() if name != self.lora_prefix}
+        return content_hash("encoders", self.revision, dtypes, self.encoder_options)
+
+    @property
+    def encoder_options(self) -> Mapping[str, Any]:
+        """Settings besides the weights that change what the encoders give; none by default."""
+        return {}
 
     def pipeline(self) -> Any:
         """A diffusers pipeline over the very same modules, with a scheduler of its own."""
@@ -182,7 +198,10 @@ class Family:
         sizes = {"noisy": len(noisy), "timesteps": timesteps.numel()} | {k: len(v) for k, v in condition.items()}
         if len(set(sizes.values())) != 1 or timesteps.ndim != 1:
             raise ValueError(f"expected one batch size B and timesteps (B,), got {sizes}")
-        condition = {key: value.to(self.device, self.dtype) for key, value in condition.items()}
+        condition = {  # masks and token ids keep their type
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for key, value in condition.items()
+        }
         return self._forward(denoiser or self.denoiser, noisy.to(self.device, self.dtype), timesteps, condition)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -247,12 +266,15 @@ def load_family(
             **dict.fromkeys([*family.left_out, *absent]),
             **family.pipeline_options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DiffalignError(
             f"cannot load {path_or_hub_id}: {error}\nExpected a complete model folder with safetensors weights."
         ) from error
     source = f"{path_or_hub_id}@{commit}" if commit else ""
-    return family(pipeline, folder=index.parent, commit=source).to(device)
+    try:
+        return family(pipeline, folder=index.parent, commit=source).to(device)
+    except ValueError as error:  # a scheduler of another process
+        raise DiffalignError(f"cannot use {path_or_hub_id}: {error}") from error
 
 
 def _find_index(path_or_hub_id: str | Path, revision: str | None) -> tuple[Path, str]:

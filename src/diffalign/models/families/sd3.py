@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class StableDiffusion3(Family):
     def size_multiple(self) -> int:
         """Image height and width must be multiples of this many pixels: latent cells times patch size."""
         return self.vae_scale_factor * int(self._pipeline.patch_size)
+
+    @property
+    def encoder_options(self) -> Mapping[str, Any]:
+        """The number of T5 tokens, which decides the length of ``prompt_embeds``."""
+        return {"max_sequence_length": self.max_sequence_length}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
