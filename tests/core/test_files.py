@@ -2,8 +2,11 @@ import errno
 import hashlib
 import math
 import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diffalign.core import (
     DiffalignError,
@@ -104,11 +107,23 @@ def test_a_parent_that_is_a_file_is_told_plainly(tmp_path):
         pass
 
 
+def test_files_have_the_permissions_of_any_new_file(tmp_path):
+    """safetensors makes files that only their owner may read, which would hide a shared cache from everybody else."""
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "weights.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "weights.safetensors").stat().st_mode) == 0o640
+
+
 def test_remove_stale_removes_only_temporaries(tmp_path):
     (tmp_path / ".tmp-1234-x").write_text("")
     (tmp_path / ".tmp-5678-y").mkdir()
+    (tmp_path / ".tmpK3Yd0f").write_text("")  # what safetensors leaves when it is killed
     (tmp_path / "kept").write_text("")
-    assert remove_stale(tmp_path) == 2
+    assert remove_stale(tmp_path) == 3
     assert names(tmp_path) == ["kept"]
 
 
@@ -132,6 +147,14 @@ def test_read_json_names_the_line(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1,\n oops}')
     with pytest.raises(DiffalignError, match=r"x\.json is not JSON: .* in line 2"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 200_000], ids=["digits", "nesting"])
+def test_json_beyond_what_python_reads_is_told_plainly(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    for read in (read_json, lambda path: list(read_jsonl(path))):
+        with pytest.raises(DiffalignError, match="is not JSON"):
+            read(tmp_path / "x.json")
 
 
 def test_reading_what_is_absent_or_not_text(tmp_path):

@@ -46,6 +46,8 @@ def test_what_is_dumped_reads_back_unchanged(value):
         ("? [1]\n: 2", r"here, line 1.*unhashable"),
         ("a: 1\n---\nb: 2", r"but found another document"),
         ("a: \x00", r"here.* is not valid YAML"),
+        ("!!float abc", r"here is not valid YAML: could not convert"),
+        ("1" * 5000, r"here is not valid YAML"),
     ],
 )
 def test_bad_yaml_names_the_place(text, complaint):

@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 from typing import get_args
@@ -32,6 +34,7 @@ from diffalign.data import (
     to_tensor,
     try_decode,
 )
+from diffalign.data import images as images_module
 from diffalign.data.images import BadImageReason
 
 
@@ -289,6 +292,31 @@ def test_any_bytes_decode_or_say_why(data):
 def test_bad_image_survives_being_sent_to_another_process():
     bad = pickle.loads(pickle.dumps(BadImage("corrupt", "broken: here")))
     assert bad.reason == "corrupt" and str(bad) == "corrupt: broken: here"
+
+
+def test_threads_that_decode_at_once_share_pillows_settings(image, encoded, monkeypatch):
+    """A comes first and leaves first: B still decodes strictly, and the process's own settings are back at the end."""
+    entered, leave = ({name: threading.Event() for name in "AB"} for _ in range(2))
+
+    def held(decoded):
+        name = threading.current_thread().name
+        entered[name].set()
+        assert leave[name].wait(10)
+        return decoded
+
+    monkeypatch.setattr(images_module, "_upright", held)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    filters = list(warnings.filters)
+    threads = {name: threading.Thread(target=decode_image, args=(encoded(image()),), name=name) for name in "AB"}
+    for name, thread in threads.items():
+        thread.start()
+        assert entered[name].wait(10)
+    leave["A"].set()
+    threads["A"].join(10)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False and warnings.filters != filters
+    leave["B"].set()
+    threads["B"].join(10)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True and warnings.filters == filters
 
 
 # Bytes and hashes ---------------------------------------------------------------------------------------------------

@@ -149,6 +149,10 @@ PNG = Image.new("RGB", (7, 5))
         ({"id": 3}, "id must be"),
         ({"prompt": "  "}, "'row-0': the prompt"),
         ({"prompt": None}, "'row-0': the prompt"),
+        ({"prompt": "half a cat \ud83d"}, "'row-0': expected valid Unicode"),
+        ({"id": "cat-\udcff"}, "expected valid Unicode"),
+        ({"provenance": Provenance(parameters={"x": "\ud83d"})}, "'row-0': the parameters"),
+        ({"rejected": Image.new("RGB", (1, 5))}, "'row-0': readers would refuse an image: too_small"),
         ({"label": float("nan")}, "'row-0': the label"),
         ({"label": 1.01}, "'row-0': the label"),
         ({"label": -0.1}, "'row-0': the label"),
@@ -222,6 +226,7 @@ def test_foreign_tables_are_refused_on_opening(change, message, tmp_path, pair):
         Preferences(foreign(tmp_path, pair, change))
 
 
+SCORES = arrow_schema("pair").field("scores").type
 BOMB = {"bytes": b"no image", "path": None}
 BY_PATH = {"bytes": None, "path": "/etc/passwd"}
 
@@ -231,6 +236,8 @@ BY_PATH = {"bytes": None, "path": "/etc/passwd"}
     [
         ("label", pa.array([1.0, float("nan")]), "'row-1': the label"),
         ("prompt", pa.array(["x", None]), "'row-1': the prompt"),
+        ("scores", pa.array([[], [None]], SCORES), "'row-1': an entry of its scores is empty"),
+        ("scores", pa.array([[], [{"metric": None, "chosen": 1, "rejected": 0}]], SCORES), "'row-1': an entry"),
         ("chosen", pa.array([BY_PATH, BOMB], arrow_schema("pair").field("chosen").type), "'row-1'.*not_an_image"),
         ("chosen", pa.array([BOMB, BY_PATH], arrow_schema("pair").field("chosen").type), "'row-1'.*embed"),
     ],
@@ -279,6 +286,8 @@ def test_every_index_finds_its_row(stored):
     for i in range(-11, 11):
         assert there[i].id == f"row-{i % 11}"
     assert [row.id for row in there] == there.ids() == [f"row-{i}" for i in range(11)]
+    assert there[3:9:2].ids() == ["row-3", "row-5", "row-7"] == [row.id for row in there[3:9:2]]
+    assert there[2:5].prompts() == there.prompts()[2:5] and there[2:5].fingerprint() != there.fingerprint()
     for outside in (11, -12):
         with pytest.raises(IndexError):
             there[outside]
@@ -292,10 +301,11 @@ def test_prompts_and_hashes_decode_nothing_and_an_access_decodes_one_row(stored,
 
     there = Preferences(stored)
     assert there.prompts()[10] == "a photograph of 10 cats"
+    labels = there.labels()
     assert len(there.image_hashes()) == 11
     images = list(there.images())
     assert not decoded
-    assert all(columns in (["id"], ["prompt"], ["provenance"]) for _, columns in read)
+    assert all(columns in (["id"], ["prompt"], ["label"], ["provenance"]) for _, columns in read)
 
     read.clear()
     assert [there[i].id for i in (4, 5, 6)] == ["row-4", "row-5", "row-6"]  # one group
@@ -303,7 +313,7 @@ def test_prompts_and_hashes_decode_nothing_and_an_access_decodes_one_row(stored,
     sha256, load = images[7]
     assert image_sha256(load()) == sha256
     assert len(read) == 2 and len(decoded) == 7
-    list(there)
+    assert [row.label for row in there] == labels
     assert there._loaded[1].num_rows <= 3  # the memory that remains: one row group
 
 
@@ -424,6 +434,32 @@ def test_one_writer_per_folder(tmp_path, pair):
             write(tmp_path, [pair(1)])
     write(tmp_path, [pair(1)], resume=True)  # the lock is free again
     assert Preferences(tmp_path).ids() == ["row-0", "row-1"]
+
+
+def test_a_writer_that_cannot_keep_rows_takes_none(tmp_path, pair, monkeypatch):
+    """Setting failing rows aside must not lose, without a word, those that shared their shard."""
+    with pytest.raises(DiffalignError, match="not open"):
+        PreferenceWriter(tmp_path, form="pair").write(pair(0))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    set_aside = []
+    with (
+        pytest.raises(DiffalignError, match="resume=True"),
+        PreferenceWriter(tmp_path, form="pair", rows_per_shard=4, rows_per_group=2) as writer,
+    ):
+        for i in range(10):
+            if i == 6:
+                monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+            try:
+                writer.write(pair(i))
+            except DiffalignError as error:
+                set_aside.append((i, str(error)))
+        monkeypatch.undo()
+    assert [i for i, _ in set_aside] == [7, 8, 9] and "no space left" in set_aside[0][1]
+    write(tmp_path, [pair(i) for i in range(10)], rows_per_shard=4, rows_per_group=2, resume=True)
+    assert Preferences(tmp_path).ids() == [f"row-{i}" for i in range(10)]
 
 
 def test_a_full_disk_is_told_in_words_and_leaves_no_shard(tmp_path, pair, monkeypatch):

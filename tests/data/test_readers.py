@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -123,6 +124,13 @@ def test_pickapic_folder_is_read_lazily_in_order(pickapic, tmp_path, monkeypatch
     assert next(read_pickapic(tmp_path)).id == "a:0"  # the second file has not been touched yet
 
 
+def test_splits_of_one_folder_are_never_mixed(pickapic, tmp_path):
+    files = [pickapic([(1.0, 0.0, {})], name=f"{split}-00000-of-00001") for split in ("train", "test_unique")]
+    with pytest.raises(DiffalignError, match=r"several splits \(train, test\)"):
+        next(read_pickapic(tmp_path))
+    assert [pair.id for pair in read_pickapic(files[:1])] == ["train-00000-of-00001:0"]
+
+
 def test_pickapic_columns(pickapic):
     with pytest.raises(DiffalignError, match=r"missing 'jpg_0' \(nearest there: 'jpeg_0'\); expected: .*there: "):
         next(read_pickapic(pickapic([(1.0, 0.0, {})], jpg_0="jpeg_0")))
@@ -178,6 +186,20 @@ def test_hpdv3_source_filter(hpdv3):
     assert [pair.id for pair in pairs] == ["0", "3"]
     assert len(bad) == 1 and bad[0][0] == 2 and "models" in bad[0][1]
     assert len(list(read_hpdv3(file))) == 4
+
+
+def test_hpdv3_rows_of_other_types_are_bad_rows(hpdv3):
+    listed = {"model1": ["real_images"], "model2": "real_images"}
+    file = hpdv3([entry(0, 1, **listed), {**entry(0, 1), "prompt": "half a cat \ud83d"}, entry(2, 3)])
+    pairs, bad = collect(read_hpdv3, file)
+    assert [pair.id for pair in pairs] == ["0", "2"] and bad[0][0] == 1 and "Unicode" in bad[0][1]
+    _, bad = collect(read_hpdv3, file, sources={"real_images"})
+    assert [index for index, _ in bad] == [0, 1, 2]
+
+
+def test_bad_rows_survive_being_sent_to_another_process():
+    bad = pickle.loads(pickle.dumps(BadRow(3, "broken: here")))
+    assert (bad.index, bad.reason, str(bad)) == (3, "broken: here", "row 3: broken: here")
 
 
 def test_hpdv3_columns_and_root(hpdv3, tmp_path):
@@ -300,6 +322,13 @@ def test_folders_links_out_are_not_followed(folders, tmp_path_factory, encoded, 
     pairs, bad = collect(read_folders, folders, prompt="x")
     assert [pair.id for pair in pairs] == ["a"]
     assert all("leaves the root folder" in reason for _, reason in bad) and len(bad) == 2
+
+
+def test_one_unreadable_caption_does_not_end_the_import(folders):
+    (folders / "chosen" / "b.txt").write_bytes("caf\xe9".encode("latin-1"))
+    pairs, bad = collect(read_folders, folders, prompt="x")
+    assert [pair.id for pair in pairs] == ["a", "c"]
+    assert [index for index, _ in bad] == [1] and "not UTF-8" in bad[0][1]
 
 
 def test_folders_missing(tmp_path):

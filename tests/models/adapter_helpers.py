@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from builders import sd3_pipeline, sd_pipeline
 
-from diffalign.models import LoraSettings, StableDiffusion, StableDiffusion3, add_adapter, trainable_parameters
+from diffalign.models import LoraSettings, StableDiffusion, StableDiffusion3, adapter_parameters, add_adapter
 
 BUILDERS = {"sd": (sd_pipeline, StableDiffusion), "sd3": (sd3_pipeline, StableDiffusion3)}
 
@@ -18,7 +18,7 @@ def randomise(denoiser, name: str, seed: int = 0) -> None:
     """Gives the up matrices, which start at 0, something to do."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trainable_parameters(denoiser, name):
+        for parameter in list(adapter_parameters(denoiser, name).values()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 

@@ -15,12 +15,12 @@ from diffalign.core import DiffalignError
 from diffalign.models import (
     StableDiffusion,
     adapter_names,
+    adapter_parameters,
     add_adapter,
     copy_adapter,
     fuse_adapter,
     remove_adapter,
     save_adapter,
-    trainable_parameters,
     using,
 )
 
@@ -169,13 +169,15 @@ def test_gradients_reach_only_the_policy(sd):
     denoiser = sd.denoiser
     add(sd, "policy")
     copy_adapter(denoiser, "policy", "reference")
-    with pytest.raises(DiffalignError, match="frozen"):
-        trainable_parameters(denoiser, "reference")
+    policy, reference = (adapter_parameters(denoiser, name) for name in ("policy", "reference"))
+    assert policy.keys() == reference.keys() and len(policy) == 2 * sum(".lora_A." in key for key in policy)
+    assert all(torch.equal(policy[key], reference[key]) for key in policy)
+    assert all(p.requires_grad for p in policy.values()) and not any(p.requires_grad for p in reference.values())
     condition = sd.encode_prompts(["a fox"] * 3)
     with using(denoiser, "policy"):
         pred = sd.predict(torch.ones(3, 4, 6, 8), torch.tensor([1, 2, 3]), condition)
         pred.square().mean().backward()
-    trained = trainable_parameters(denoiser, "policy")
+    trained = list(adapter_parameters(denoiser, "policy").values())
     assert all(parameter.grad is not None for parameter in trained)
     others = {id(parameter) for parameter in denoiser.parameters()} - {id(parameter) for parameter in trained}
     assert all(p.grad is None for p in denoiser.parameters() if id(p) in others)
@@ -211,7 +213,7 @@ def test_seed_decides_the_weights_and_the_global_rng_is_left_alone(sd):
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         add_adapter(sd.denoiser, name, settings(sd), seed=seed)
     assert torch.equal(torch.rand(2), expected)
-    a, b, c = (trainable_parameters(sd.denoiser, name) for name in "abc")
+    a, b, c = (list(adapter_parameters(sd.denoiser, name).values()) for name in "abc")
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(a[0], c[0])
     downs = torch.cat([parameter.flatten() for parameter in a[::2]])
@@ -221,7 +223,7 @@ def test_seed_decides_the_weights_and_the_global_rng_is_left_alone(sd):
 def test_half_precision_networks_get_float32_adapters(sd):
     sd.denoiser.to(torch.bfloat16)
     add(sd, "a")
-    assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(sd.denoiser, "a"))
+    assert all(parameter.dtype == torch.float32 for parameter in list(adapter_parameters(sd.denoiser, "a").values()))
     with using(sd.denoiser, "a"):
         assert output(sd).dtype == torch.bfloat16
 
@@ -298,6 +300,8 @@ def test_bad_names_and_settings_are_refused(sd):
         add_adapter(sd.denoiser, "policy", settings(sd), seed=0)
     with pytest.raises(DiffalignError, match="nearest: to_q"):
         add_adapter(sd.denoiser, "b", settings(sd, targets=("to_qq",)), seed=0)
+    with pytest.raises(DiffalignError, match="nearest: gaussian"):
+        add_adapter(sd.denoiser, "b", settings(sd, init="gausian"), seed=0)
     for change in ({"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}):
         with pytest.raises(DiffalignError, match="expected"):
             add_adapter(sd.denoiser, "b", settings(sd, **change), seed=0)

@@ -76,6 +76,10 @@ def test_prompts_encode_as_in_the_pipeline(family, plain):
     for key in expected:
         assert torch.equal(ours[key], expected[key])
     assert not torch.equal(ours["prompt_embeds"][0], ours["prompt_embeds"][1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as inside a training step: what a cache holds stays equal
+        assert torch.equal(family.encode_prompts(PROMPTS)["prompt_embeds"], ours["prompt_embeds"])
+    with pytest.raises(ValueError, match="list of texts"):
+        family.encode_prompts(PROMPTS[0])
 
 
 @pytest.mark.parametrize("t5", [True, False])
@@ -195,6 +199,15 @@ def test_predict_takes_another_denoiser_and_checks_sizes(family, kind):
             family.predict(noisy, bad, condition)
 
 
+def test_conditions_take_the_denoisers_dtype_but_masks_keep_theirs(family, kind, monkeypatch):
+    family.denoiser.to(torch.bfloat16)
+    seen = {}
+    monkeypatch.setattr(family, "_forward", lambda denoiser, noisy, timesteps, condition: seen.update(condition))
+    condition = family.encode_prompts(PROMPTS) | {"mask": torch.ones(3, 5, dtype=torch.int64)}
+    family.predict(noise(3, *family.latent_shape(*SIZES[kind])), torch.full((3,), 500), condition)
+    assert seen["prompt_embeds"].dtype == torch.bfloat16 and seen["mask"].dtype == torch.int64
+
+
 def test_pipeline_shares_modules_but_not_the_scheduler(family, kind):
     one, two = family.pipeline(), family.pipeline()
     assert getattr(one, family.lora_prefix) is family.denoiser and one.vae is family.vae
@@ -236,6 +249,17 @@ def test_revision_is_a_hash_of_the_files(sd_folder, tmp_path):
         _ = StableDiffusion(sd_pipeline()).revision
 
 
+def test_encoder_revision_tells_apart_what_encodes_differently(family, folder, kind):
+    revision = family.encoder_revision
+    assert load_family(folder).encoder_revision == revision
+    family.denoiser.to(torch.bfloat16)
+    assert family.encoder_revision == revision  # the denoiser encodes nothing
+    assert load_family(folder, dtype=torch.bfloat16).encoder_revision != revision
+    if kind == "sd3":
+        family.max_sequence_length = 7
+        assert family.encoder_revision != revision
+
+
 def test_latent_shape(family, kind):
     assert family.latent_shape(*SIZES[kind]) == {"sd": (4, 4, 8), "sd3": (16, 6, 8)}[kind]
     assert family.vae_scale_factor == 2
@@ -261,6 +285,22 @@ def test_load_errors_say_what_to_do(sd_folder, tmp_path, monkeypatch):
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(DiffalignError, match="safetensors"):
         load_family(broken)
+
+
+def test_damaged_weights_and_other_processes_are_told_plainly(folder, tmp_path):
+    for name in ("damaged", "scheduler"):
+        shutil.copytree(folder, tmp_path / name)
+    weights = tmp_path / "damaged" / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(DiffalignError, match="cannot load"):
+        load_family(tmp_path / "damaged")
+    scheduler = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    index = tmp_path / "scheduler" / "model_index.json"
+    components = json.loads(index.read_text()) | {"scheduler": ["diffusers", scheduler["_class_name"]]}
+    index.write_text(json.dumps(components))
+    (tmp_path / "scheduler" / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(DiffalignError, match=r"cannot use .*variance-preserving"):
+        load_family(tmp_path / "scheduler")
 
 
 def test_inpainting_unets_are_refused(tmp_path):

@@ -356,5 +356,9 @@ def test_masked_error_is_the_mean_inside_the_mask():
     torch.testing.assert_close(denoising_error(pred, target, mask.expand(SHAPE)), expected)
     with pytest.raises(ValueError, match="mask of shape"):
         denoising_error(pred, target, torch.ones(5, 6))
+    empty = mask.clone()
+    empty[1] = 0
+    with pytest.raises(ValueError, match="above 0"):
+        denoising_error(pred, target, empty)
     with pytest.raises(ValueError, match="one shape"):
         denoising_error(pred, target[:1])

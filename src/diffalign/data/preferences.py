@@ -36,6 +36,9 @@ from diffalign.types import CandidateSet, Pair
 __all__ = ["PreferenceWriter", "Preferences"]
 
 
+_SPLITS = ("train", "validation", "test")  # how files of published data sets begin
+
+
 class PreferenceWriter:
     """Writes rows into ``folder`` as ``train-00000.parquet``, ``train-00001.parquet``, ...
 
@@ -270,6 +273,16 @@ class Preferences(Sequence[Row]):
         """The prompt of every row; no image is read."""
         return self._column("prompt")
 
+    def labels(self) -> list[float]:
+        """The label of every pair; no image is read.
+
+        Raises:
+            DiffalignError: the rows are candidate sets, which have scores instead.
+        """
+        if self._stored_form != "pair":
+            raise DiffalignError("expected pairs, got candidate sets: they have scores, not labels")
+        return [float(label) for label in self._column("label")]
+
     def image_hashes(self) -> list[tuple[str, ...]]:
         """Per row, the content hash of each of its images (chosen, rejected; or K); no image is read.
 
@@ -358,11 +371,18 @@ class Preferences(Sequence[Row]):
 
 
 def parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The Parquet files that a folder, one path or a list of paths stands for, in order."""
+    """The Parquet files that a folder, one path or a list of paths stands for, in order.
+
+    Raises:
+        DiffalignError: no files, or a folder of several splits, which would mix test rows into training.
+    """
     if not isinstance(path, (str, Path)):
         files = [Path(one) for one in path]
     elif Path(path).is_dir():
         files = _shards(Path(path))
+        splits = [split for split in _SPLITS if any(file.name.startswith(split) for file in files)]
+        if len(splits) > 1:
+            raise DiffalignError(f"{path} holds several splits ({', '.join(splits)}): give a list of one split's files")
     else:
         files = [Path(path)]
     if not files:

@@ -103,8 +103,8 @@ def validate_row(row: Row) -> None:
         raise DiffalignError(f"a row's id must be a text that is not empty, got {row.id!r}")
     if not isinstance(row.prompt, str) or not row.prompt.strip():
         raise _row_error(row, f"the prompt must be a text that is not empty, got {row.prompt!r}")
-    texts = (row.id, row.prompt, *row.scores, row.provenance.source, row.provenance.license, row.provenance.method)
-    for text in texts:
+    origin = row.provenance
+    for text in (row.id, row.prompt, *row.scores, origin.source, origin.license, origin.method, origin.model_revision):
         if not is_unicode(text):
             raise _row_error(row, f"expected valid Unicode text, got {text!r}")
     images = row_images(row)
@@ -134,13 +134,12 @@ def _validate_pair(pair: Pair) -> None:
         )
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be stored as UTF-8: halves of characters, as cut JSON and file names hold them, cannot."""
+def is_unicode(text: object) -> bool:
+    """Whether this is text that UTF-8 can store: halves of characters, as in cut JSON, are not."""
     try:
-        text.encode()
+        return isinstance(text, str) and text.encode() is not None
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _is_finite(value: object) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from diffalign.models.adapters import (
     LoraSettings,
     adapter_names,
+    adapter_parameters,
     add_adapter,
     copy_adapter,
     fuse_adapter,
     load_adapter,
     remove_adapter,
     save_adapter,
-    trainable_parameters,
     using,
 )
 from diffalign.models.conversions import Prediction, flow_from_vp, vp_from_flow
@@ -36,6 +36,7 @@ __all__ = [
     "StableDiffusion3",
     "VariancePreserving",
     "adapter_names",
+    "adapter_parameters",
     "add_adapter",
     "copy_adapter",
     "denoising_error",
@@ -48,7 +49,6 @@ __all__ = [
     "process_from_scheduler",
     "remove_adapter",
     "save_adapter",
-    "trainable_parameters",
     "using",
     "vp_from_flow",
 ]

@@ -30,13 +30,13 @@ from diffalign.models.lora_formats import LoraPair, read_lora, write_lora
 __all__ = [
     "LoraSettings",
     "adapter_names",
+    "adapter_parameters",
     "add_adapter",
     "copy_adapter",
     "fuse_adapter",
     "load_adapter",
     "remove_adapter",
     "save_adapter",
-    "trainable_parameters",
     "using",
 ]
 
@@ -137,15 +137,18 @@ def adapter_names(denoiser: nn.Module) -> list[str]:
     return list(_ours(denoiser))
 
 
-def trainable_parameters(denoiser: nn.Module, name: str) -> list[nn.Parameter]:
-    """The adapter's parameters, for an optimizer.
+def adapter_parameters(denoiser: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's own parameters by layer and part, frozen or not: to optimise, average, save or hash.
 
     Raises:
-        DiffalignError: no such adapter, or it was loaded or copied without ``trainable=True``.
+        DiffalignError: no such adapter.
     """
-    parameters = [part[name].weight for layer in _layers_of(denoiser, name) for part in (layer.lora_A, layer.lora_B)]
-    if not all(parameter.requires_grad for parameter in parameters):
-        raise DiffalignError(f"adapter {name!r} is frozen; load or copy it with trainable=True to train it")
+    held = {id(layer) for layer in _layers_of(denoiser, name)}
+    parameters = {}
+    for module, layer in denoiser.named_modules():
+        if id(layer) in held:
+            parameters[f"{module}.lora_A.weight"] = layer.lora_A[name].weight
+            parameters[f"{module}.lora_B.weight"] = layer.lora_B[name].weight
     return parameters
 
 

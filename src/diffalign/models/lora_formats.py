@@ -209,9 +209,10 @@ def _pair_up(
     for module, part in parts.items():
         if "down" not in part or "up" not in part:
             raise DiffalignError(f"{file}: layer {module} has only {', '.join(sorted(part))}, expected down and up")
-        if not part["down"].numel() or part.get("alpha", part["down"][:1].flatten()[:1]).numel() != 1:
-            raise DiffalignError(f"{file}: layer {module} is empty, or its alpha is not one number")
-        alpha = part["alpha"].item() if "alpha" in part else _alpha(config, module, rank=len(part["down"]))
+        stored = part.get("alpha")
+        if part["down"].ndim < 2 or not part["down"].numel() or (stored is not None and stored.numel() != 1):
+            raise DiffalignError(f"{file}: layer {module} holds no matrices, or an alpha that is not one number")
+        alpha = stored.item() if stored is not None else _alpha(config, module, rank=len(part["down"]))
         pairs[module] = LoraPair(part["down"], part["up"], float(alpha))
     return pairs
 

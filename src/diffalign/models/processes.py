@@ -364,7 +364,7 @@ def denoising_error(pred: Tensor, target: Tensor, mask: Tensor | None = None) ->
         (B,) float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or a sample's mask is all 0.
 
     Example:
         >>> denoising_error(torch.ones(2, 4, 3, 5), torch.zeros(2, 4, 3, 5))
@@ -380,7 +380,10 @@ def denoising_error(pred: Tensor, target: Tensor, mask: Tensor | None = None) ->
     if mask.shape not in (pred.shape, one_channel):
         raise ValueError(f"expected a mask of shape {tuple(pred.shape)} or {one_channel}, got {tuple(mask.shape)}")
     weights = mask.to(dtype).expand_as(squares)
-    return (weights * squares).flatten(1).sum(1) / weights.flatten(1).sum(1)
+    totals = weights.flatten(1).sum(1)
+    if not bool((totals > 0).all()):
+        raise ValueError(f"expected a mask above 0 somewhere in every sample, got sums {totals.tolist()}")
+    return (weights * squares).flatten(1).sum(1) / totals
 
 
 def _uniform(batch_size: int, generator: torch.Generator, stratified: bool) -> Tensor:

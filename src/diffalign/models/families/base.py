@@ -126,6 +126,7 @@ class Family:
         self._pipeline.to(device)
         return self
 
+    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """What ``predict`` takes as condition for these prompts, equal to the pipeline's own encoding.
 
@@ -134,8 +135,14 @@ class Family:
 
         Returns:
             prompt_embeds (B, L, D), and pooled_prompt_embeds (B, P) where the architecture has them.
+
+        Raises:
+            ValueError: one text instead of a list.
         """
-        raise NotImplementedError
+        if isinstance(prompts, str):
+            raise ValueError(f"expected a list of texts, got the text {prompts!r}; put it into a list")
+        with torch.autocast(self.device.type, enabled=False):
+            return self._encode_prompts(list(prompts))
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,6 +221,9 @@ class Family:
             raise ValueError(f"expected height and width in multiples of {self.size_multiple}, got {height} x {width}")
         factor = self.vae_scale_factor
         return int(self.vae.config.latent_channels), height // factor, width // factor
+
+    def _encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        raise NotImplementedError
 
     def _forward(
         self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]

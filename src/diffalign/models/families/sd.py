@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from diffalign.core import DiffalignError
@@ -34,10 +33,8 @@ class StableDiffusion(Family):
             )
         super().__init__(pipeline, folder=folder, commit=commit)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """prompt_embeds (B, 77, D); see ``Family.encode_prompts``."""
-        embeds, _ = self._pipeline.encode_prompt(list(prompts), self.device, 1, False)
+    def _encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        embeds, _ = self._pipeline.encode_prompt(prompts, self.device, 1, False)
         return {"prompt_embeds": embeds}
 
     def _forward(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from diffalign.models.families.base import Family, families
@@ -39,11 +38,9 @@ class StableDiffusion3(Family):
         """The number of T5 tokens, which decides the length of ``prompt_embeds``."""
         return {"max_sequence_length": self.max_sequence_length}
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """prompt_embeds (B, 77 + T5 tokens, D), pooled_prompt_embeds (B, P); see ``Family.encode_prompts``."""
+    def _encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts),
+            prompts,
             None,
             None,
             device=self.device,
