@@ -18,10 +18,16 @@ from diffalign.models import (
     adapter_names,
     adapter_parameters,
     load_adapter,
+    load_family,
     remove_adapter,
     save_adapter,
     using,
 )
+
+
+def assert_equal_adapters(denoiser, first, second):
+    one, two = adapter_parameters(denoiser, first), adapter_parameters(denoiser, second)
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.fixture(params=["sd", "sd3"])
@@ -83,10 +89,7 @@ def test_saved_adapters_load_back_exactly(family, tmp_path):
     add(family, "a")
     save_adapter(denoiser, "a", tmp_path, prefix=family.lora_prefix)
     load_adapter(denoiser, tmp_path, "b", prefix=family.lora_prefix, trainable=True)
-    for one, two in zip(
-        list(adapter_parameters(denoiser, "a").values()), list(adapter_parameters(denoiser, "b").values()), strict=True
-    ):
-        assert torch.equal(one, two)
+    assert_equal_adapters(denoiser, "a", "b")
     with using(denoiser, "a"):
         expected = output(family)
     with using(denoiser, "b"):
@@ -137,6 +140,50 @@ def test_kohya_files_load_with_alpha_per_layer(sd, tmp_path):
     torch.testing.assert_close(output(StableDiffusion(plain)), expected, rtol=0, atol=1e-5)
 
 
+def test_kohya_files_of_sd3_load_under_the_original_names(sd3_folder, tmp_path):
+    """A fused qkv update is computed whole and cut into three; the last block's text norm has its halves swapped."""
+    family = load_family(sd3_folder)
+    denoiser, width, rank = family.denoiser, 16, 3
+    last = len(denoiser.transformer_blocks) - 1
+    layers = {
+        "joint_blocks_0_x_block_attn_qkv": 3 * width,
+        "joint_blocks_0_x_block_attn_proj": width,
+        "joint_blocks_0_context_block_attn_qkv": 3 * width,
+        "joint_blocks_0_context_block_attn_proj": width,
+        "joint_blocks_0_context_block_mlp_fc1": 4 * width,
+        f"joint_blocks_{last}_x_block_adaLN_modulation_1": 6 * width,
+        f"joint_blocks_{last}_context_block_adaLN_modulation_1": 2 * width,
+    }
+    generator, file, updates = torch.Generator().manual_seed(0), {}, {}
+    for name, rows in layers.items():
+        down, up = torch.randn(rank, width, generator=generator), torch.randn(rows, rank, generator=generator)
+        file |= {f"lora_unet_{name}.lora_down.weight": down, f"lora_unet_{name}.lora_up.weight": up}
+        file[f"lora_unet_{name}.alpha"] = torch.tensor(6.0)
+        updates[name] = 2.0 * up @ down
+    save_file(file, tmp_path / "sd3.safetensors")
+    load_adapter(denoiser, tmp_path / "sd3.safetensors", "kohya", prefix="transformer")
+
+    def update(module):
+        return denoiser.get_submodule(f"transformer_blocks.{module}").get_delta_weight("kohya")
+
+    for name, modules in {
+        "joint_blocks_0_x_block_attn_qkv": ["0.attn.to_q", "0.attn.to_k", "0.attn.to_v"],
+        "joint_blocks_0_x_block_attn_proj": ["0.attn.to_out.0"],
+        "joint_blocks_0_context_block_attn_qkv": ["0.attn.add_q_proj", "0.attn.add_k_proj", "0.attn.add_v_proj"],
+        "joint_blocks_0_context_block_attn_proj": ["0.attn.to_add_out"],
+        "joint_blocks_0_context_block_mlp_fc1": ["0.ff_context.net.0.proj"],
+        f"joint_blocks_{last}_x_block_adaLN_modulation_1": [f"{last}.norm1.linear"],
+    }.items():
+        torch.testing.assert_close(torch.cat([update(module) for module in modules]), updates[name])
+    shift, scale = updates[f"joint_blocks_{last}_context_block_adaLN_modulation_1"].chunk(2)
+    torch.testing.assert_close(update(f"{last}.norm1_context.linear"), torch.cat([scale, shift]))
+
+    file[f"lora_unet_joint_blocks_{last}_context_block_attn_proj.alpha"] = torch.tensor(1.0)  # that block has none
+    save_file(file, tmp_path / "misfit.safetensors")
+    with pytest.raises(DiffalignError, match="another architecture"):
+        load_adapter(denoiser, tmp_path / "misfit.safetensors", "misfit", prefix="transformer")
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_old_diffusers_spelling_loads(sd, tmp_path, prefixed):
     add(sd, "known")
@@ -148,12 +195,7 @@ def test_old_diffusers_spelling_loads(sd, tmp_path, prefixed):
             old[f"{prefix}{attention}.processor.{projection}_lora.up.weight"] = layer.lora_B["known"].weight.detach()
     save_file(old, tmp_path / "pytorch_lora_weights.safetensors")
     load_adapter(sd.denoiser, tmp_path, "old", prefix="unet", trainable=True)
-    for one, two in zip(
-        list(adapter_parameters(sd.denoiser, "known").values()),
-        list(adapter_parameters(sd.denoiser, "old").values()),
-        strict=True,
-    ):
-        assert torch.equal(one, two)
+    assert_equal_adapters(sd.denoiser, "known", "old")
     assert all(m.scaling["old"] == 1 for m in sd.denoiser.modules() if isinstance(m, LoraLayer))  # no alpha: scale 1
 
 

@@ -1,7 +1,8 @@
 """LoRA files in the formats people share, read into one form: module name -> down, up, alpha.
 
 Formats: diffusers (``unet.<module>.lora_A.weight``, also its older ``to_q_lora.down`` spelling), peft (a folder with
-``adapter_config.json``) and kohya (``lora_unet_<module with underscores>.lora_down.weight`` and ``.alpha``).
+``adapter_config.json``) and kohya (``lora_unet_<module with underscores>.lora_down.weight`` and ``.alpha``; for SD 3
+under the original checkpoint's names, where query, key and value are one layer).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
@@ -29,6 +31,21 @@ _TEXT_ENCODERS = ("text_encoder", "lora_te")
 _PEFT_PREFIX = "base_model.model."
 _KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SD3_BLOCK = re.compile(r"joint_blocks_(?P<block>\d+)_(?P<layer>(?:x|context)_block_.+)")
+_SD3_LAYERS = {
+    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block_attn_proj": ("attn.to_out.0",),
+    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block_attn2_proj": ("attn2.to_out.0",),
+    "x_block_mlp_fc1": ("ff.net.0.proj",),
+    "x_block_mlp_fc2": ("ff.net.2",),
+    "x_block_adaLN_modulation_1": ("norm1.linear",),
+    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block_attn_proj": ("attn.to_add_out",),
+    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
+    "context_block_mlp_fc2": ("ff_context.net.2",),
+    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
+}
 _KEY = re.compile(
     r"(?P<module>.+)\.(?:(?P<down>lora_A(?:\.default)?\.weight|lora_down\.weight)"
     r"|(?P<up>lora_B(?:\.default)?\.weight|lora_up\.weight)|alpha)"
@@ -149,12 +166,29 @@ def _from_kohya(tensors: Mapping[str, Tensor], modules: Iterable[str]) -> dict[s
     names = {module.replace(".", "_"): module for module in modules}
     renamed = {}
     for key, tensor in tensors.items():
-        flat, dot, rest = key.partition(".")
-        for prefix in _KOHYA_PREFIXES:
-            if flat.removeprefix(prefix) in names:
-                key = names[flat.removeprefix(prefix)] + dot + rest
-        renamed[key] = tensor
+        flat, _, part = key.partition(".")
+        flat = next((flat.removeprefix(prefix) for prefix in _KOHYA_PREFIXES if flat.startswith(prefix)), flat)
+        if flat in names:
+            renamed[f"{names[flat]}.{part}"] = tensor
+        else:
+            renamed |= _from_kohya_sd3(flat, part, tensor, names.values()) or {key: tensor}
     return renamed
+
+
+def _from_kohya_sd3(flat: str, part: str, tensor: Tensor, modules: Iterable[str]) -> dict[str, Tensor]:
+    """One tensor of an SD 3 layer under the names of diffusers, empty if it is none.
+
+    A fused layer's update is ``up @ down``: its parts share ``down`` and each takes a third of the rows of ``up``.
+    """
+    match = _SD3_BLOCK.fullmatch(flat)
+    targets = _SD3_LAYERS.get(match["layer"], ()) if match else ()
+    if match is None or not targets:
+        return {}
+    block = f"transformer_blocks.{match['block']}."
+    rows = list(tensor.chunk(len(targets))) if part == "lora_up.weight" else [tensor] * len(targets)
+    if targets == ("norm1_context.linear",) and f"{block}attn.to_add_out" not in modules and part == "lora_up.weight":
+        rows = [torch.cat(tensor.chunk(2)[::-1])]  # the last block, where diffusers stores scale before shift
+    return {f"{block}{target}.{part}": row.clone() for target, row in zip(targets, rows, strict=True)}
 
 
 def _from_diffusers(
