@@ -1,4 +1,4 @@
-"""What the offline loop is made of: named weights, and the draws and noising of a batch."""
+"""The offline loop: named weights, draws and noising, quantities, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,22 +11,49 @@ from diffalign.train.batches import (
     independent_noiser,
     sample_posterior,
 )
-from diffalign.train.weights import START, FullWeights, LoraWeights, Predict, Weights, assign, average, weights_hash
+from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, TrainConfig
+from diffalign.train.loop import train
+from diffalign.train.quantities import Needs, evaluate, needs_of
+from diffalign.train.rows import LiveLatents, PairRows, RowBatch, fill_cache
+from diffalign.train.weights import (
+    BASE,
+    START,
+    FullWeights,
+    LoraWeights,
+    Predict,
+    Weights,
+    assign,
+    average,
+    weights_hash,
+)
 
 __all__ = [
+    "BASE",
     "START",
     "Draws",
+    "EmaConfig",
     "FullWeights",
+    "LiveLatents",
+    "LoraConfig",
     "LoraWeights",
+    "Needs",
     "NoisedBatch",
     "Noiser",
+    "OptimizerConfig",
+    "PairRows",
     "Predict",
+    "RowBatch",
+    "TrainConfig",
     "Weights",
     "assign",
     "average",
     "draw_rows",
+    "evaluate",
+    "fill_cache",
     "forward_noiser",
     "independent_noiser",
+    "needs_of",
     "sample_posterior",
+    "train",
     "weights_hash",
 ]

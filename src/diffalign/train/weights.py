@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -26,17 +27,19 @@ from diffalign.models import (
     using,
 )
 
-__all__ = ["START", "FullWeights", "LoraWeights", "Predict", "Weights", "assign", "average", "weights_hash"]
+__all__ = ["BASE", "START", "FullWeights", "LoraWeights", "Predict", "Weights", "assign", "average", "weights_hash"]
 
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
-START = "start"  # what the run starts from: adapters made here are off
+START = "start"  # what the run starts from: its own adapter is off, what it keeps is on
+BASE = "base"  # the network without any adapter of the run
 
 
 class Weights(Protocol):
     """What the loop needs of a set of named weights."""
 
     family: Family
+    wrapped: dict[str, nn.Module]  # name -> the network under a distributed wrapper, called instead of the bare one
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The tensors that make up ``name``, by key; equal keys for every name."""
@@ -62,6 +65,7 @@ class LoraWeights:
     def __init__(self, family: Family, kept: Mapping[str, float] | None = None) -> None:
         self.family = family
         self.kept = dict(kept or {})
+        self.wrapped: dict[str, nn.Module] = {}
 
     def create(self, name: str, settings: LoraSettings, *, seed: int) -> None:
         """Add a trainable adapter that starts as the identity."""
@@ -72,8 +76,8 @@ class LoraWeights:
         load_adapter(self.family.denoiser, path, name, prefix=self.family.lora_prefix, trainable=trainable)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The adapter's matrices; none for ``START``."""
-        return {} if name == START else adapter_parameters(self.family.denoiser, name)
+        """The adapter's matrices; none for ``START`` and ``BASE``."""
+        return {} if name in (START, BASE) else adapter_parameters(self.family.denoiser, name)
 
     def copy(self, source: str, target: str) -> None:
         """Add a frozen adapter with the present values of another."""
@@ -81,12 +85,12 @@ class LoraWeights:
 
     @contextmanager
     def active(self, name: str) -> Iterator[Predict]:
-        """The kept adapters and, unless ``START``, this one are on."""
-        own = {} if name == START else {name: 1.0}
+        """The kept adapters and this one are on; ``START`` is the kept ones alone, ``BASE`` none."""
+        own = {} if name in (START, BASE) else {name: 1.0}
         if own and name not in adapter_names(self.family.denoiser):
             raise unknown("adapter", name, adapter_names(self.family.denoiser))
-        with using(self.family.denoiser, self.kept | own):
-            yield self.family.predict
+        with using(self.family.denoiser, None if name == BASE else self.kept | own):
+            yield partial(self.family.predict, denoiser=self.wrapped.get(name))
 
 
 class FullWeights:
@@ -105,6 +109,7 @@ class FullWeights:
             )
         self.family = family
         self.networks: dict[str, nn.Module] = {policy: family.denoiser.requires_grad_(True)}
+        self.wrapped: dict[str, nn.Module] = {}
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Every parameter of that network."""
@@ -120,11 +125,7 @@ class FullWeights:
     def active(self, name: str) -> Iterator[Predict]:
         """Predictions of that network."""
         network = self._network(name)
-
-        def predict(noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-            return self.family.predict(noisy, timesteps, condition, denoiser=network)
-
-        yield predict
+        yield partial(self.family.predict, denoiser=self.wrapped.get(name, network))
 
     def _network(self, name: str) -> nn.Module:
         if name not in self.networks:

@@ -1,0 +1,81 @@
+"""The settings of one training stage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from diffalign.core import Config, DiffalignError, setting
+
+__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "TrainConfig"]
+
+
+class LoraConfig(Config):
+    """The adapter that is trained."""
+
+    rank: int = setting(4, "rank of the update", ge=1, source="RealAlign, SD 1.5")
+    alpha: float = setting(4.0, "the update is scaled by alpha / rank", gt=0, source="RealAlign, SD 1.5")
+    targets: tuple[str, ...] = setting((), "layer names or endings; empty for the family's own")
+    init: Literal["gaussian", "default"] = setting("gaussian", "of the down matrices", source="RealAlign, SD 1.5")
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning rate."""
+
+    learning_rate: float = setting(1e-4, "after warm-up", gt=0, source="Diffusion-DRO")
+    betas: tuple[float, float] = setting((0.9, 0.999), "of AdamW")
+    eps: float = setting(1e-8, "of AdamW", gt=0)
+    weight_decay: float = setting(1e-2, "of AdamW", ge=0)
+    warmup_steps: int = setting(0, "linear warm-up from 0", unit="optimiser steps", ge=0)
+    schedule: Literal["constant", "cosine"] = setting("constant", "after warm-up; cosine ends at 0 at the last step")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", gt=0, source="Diffusion-DRO")
+
+
+class EmaConfig(Config):
+    """An exponential moving average of the policy."""
+
+    decay: float = setting(0.9999, "of the old average at each update", gt=0, lt=1, source="Diffusion-DRO")
+    warmup: bool = setting(True, "bound the decay by (1 + n) / (10 + n) at the n-th update")
+    every: int = setting(1, "update the average every so often", unit="optimiser steps", ge=1)
+
+
+class TrainConfig(Config):
+    """One offline stage: an objective on preference rows."""
+
+    model: str = setting(..., "folder, hub id or embedded name of the base model")
+    data: str = setting(..., "folder or files of preference rows")
+    objective: str = setting("diffusion_dpo", "a registered name, or module:function")
+    settings: dict[str, Any] = setting({}, "of the objective, such as beta")
+    start: str = setting("", "LoRA file or folder the run starts from; empty for the base")
+    start_as: Literal["continue", "keep", "fuse"] = setting(
+        "continue", "train on that LoRA itself, keep it on beside the new one, or fuse it into the weights"
+    )
+    train: Literal["lora", "full"] = setting("lora", "what is trained")
+    lora: LoraConfig = setting(LoraConfig(), "the adapter, where one is trained")
+    reference: Literal["start", "base", "ema"] = setting(
+        "start", "what ref_* is measured with: the policy as it was at the start, the base model, or the moving average"
+    )
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "optimiser and learning rate")
+    ema: EmaConfig | None = setting(None, "moving average of the policy; none by default")
+    resolution: int = setting(512, "images are resized and centre-cropped to it", unit="pixels", ge=8)
+    flip: bool = setting(True, "mirror half of the rows, both sides of a pair alike")
+    prompt_drop: float = setting(0.0, "share of rows whose prompt is emptied", ge=0, lt=1)
+    num_steps: int = setting(1000, "optimiser steps", ge=1)
+    batch_size: int = setting(256, "rows per optimiser step, over all processes", unit="rows", ge=1)
+    micro_batch_size: int = setting(4, "rows per forward pass on one process", unit="rows", ge=1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast of the networks")
+    gradient_checkpointing: bool = setting(False, "recompute activations at backward: less memory, slower")
+    checkpoint_every: int = setting(100, "optimiser steps between checkpoints", ge=1)
+    seed: int = setting(0, "of every draw", ge=0)
+
+    def model_post_init(self, _: object) -> None:
+        """Checks that concern several settings.
+
+        Raises:
+            DiffalignError: they contradict each other.
+        """
+        if self.reference == "ema" and self.ema is None:
+            raise DiffalignError("reference ema needs the section ema, with its decay")
+        if self.train == "full" and self.start and self.start_as != "fuse":
+            raise DiffalignError("with train full, a LoRA to start from can only be fused: set start_as to fuse")
+        if self.reference == "base" and self.start_as == "fuse" and self.start:
+            raise DiffalignError("with start_as fuse the base is gone: set reference to start, or start_as to keep")
