@@ -130,12 +130,9 @@ def test_cached_latents_equal_live_ones(data: Path, cache: Path) -> None:
     live = LiveLatents(family, preferences, ResizeRecipe(size=32))
     draws = draw_rows(family.process, range(4), family.latent_shape(32, 32), seed=0, step=0)
     assert len({view < 0.5 for view in draws.flip.tolist()}) == 2, "both views must occur for the test to tell"
-    batches = [
-        PairRows(preferences, source, sides=("chosen", "rejected"), flip=True, prompt_drop=0.3).batch(
-            [0, 1, 2, 3], draws
-        )
-        for source in (cached, live)
-    ]
+    sides = ("chosen", "rejected")
+    readers = [PairRows(preferences, one, sides=sides, flip=True, prompt_drop=0.3) for one in (cached, live)]
+    batches = [reader.batch([0, 1, 2, 3], draws) for reader in readers]
     for side in sides:
         torch.testing.assert_close(batches[0].latents[side], batches[1].latents[side], rtol=1e-4, atol=1e-4)
     for key, value in batches[0].condition.items():

@@ -119,11 +119,12 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise DiffalignError(
-            f"the checkpoint file {path} is damaged ({error}); remove its folder and start again"
+            f"the checkpoint file {path} is damaged ({error}). Remove its folder: the run goes on from the one before."
         ) from error
+    return tensors
 
 
 @torch.no_grad()
