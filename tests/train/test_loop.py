@@ -8,68 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from train_helpers import close, config, equal, metrics, tensors
 
 import diffalign.train.loop as loop
-from diffalign.core import DiffalignError, numpy_generator
-from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe, apply_flaw, draw_crop
+from diffalign.core import DiffalignError
+from diffalign.data import Preferences, ResizeRecipe
 from diffalign.models import load_family
-from diffalign.train import LiveLatents, TrainConfig, draw_rows, fill_cache, train
+from diffalign.train import LiveLatents, draw_rows, fill_cache, train
 from diffalign.train.rows import PairRows
-from diffalign.types import Pair
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    generator = numpy_generator("pairs for the loop")
-    with PreferenceWriter(folder, form="pair") as writer:
-        for number in range(6):
-            crop = draw_crop("train", generator, size=32)
-            flawed = apply_flaw("blur", crop.image, generator)
-            writer.write(Pair(id=f"row-{number}", prompt=crop.caption, chosen=crop.image, rejected=flawed))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    fill_cache(folder, load_family("tiny-sd3"), Preferences(data), resolution=32, flip=True)
-    return folder
-
-
-def config(data: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "model": "tiny-sd3",
-        "data": str(data),
-        "settings": {"beta": 100.0},
-        "resolution": 32,
-        "num_steps": 4,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "checkpoint_every": 2,
-        "prompt_drop": 0.3,
-        "ema": {"decay": 0.9},
-        "optimizer": {"learning_rate": 1e-3},
-    }
-    return TrainConfig(**values | changes)
-
-
-def tensors(folder: Path, name: str = "policy") -> dict[str, torch.Tensor]:
-    (file,) = (folder / name).glob("*.safetensors")
-    return load_file(file)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], **bounds: float) -> bool:
-    return one.keys() == two.keys() and all(torch.allclose(one[key], two[key], **bounds) for key in one)
-
-
-def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_first_step_starts_at_log_2_and_training_moves_the_policy(data: Path, cache: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from diffalign.train.batches import (
     draw_rows,
     forward_noiser,
     independent_noiser,
+    noised,
     sample_posterior,
 )
-from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, TrainConfig
+from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig
 from diffalign.train.loop import train
 from diffalign.train.quantities import Needs, evaluate, needs_of
 from diffalign.train.rows import LiveLatents, PairRows, RowBatch, fill_cache
+from diffalign.train.samples import SampleSource
 from diffalign.train.weights import (
     BASE,
     START,
@@ -43,6 +45,8 @@ __all__ = [
     "PairRows",
     "Predict",
     "RowBatch",
+    "SampleSource",
+    "SamplesConfig",
     "TrainConfig",
     "Weights",
     "assign",
@@ -53,6 +57,7 @@ __all__ = [
     "forward_noiser",
     "independent_noiser",
     "needs_of",
+    "noised",
     "sample_posterior",
     "train",
     "weights_hash",

@@ -16,7 +16,16 @@ from diffalign.core import torch_generator
 from diffalign.data import Posterior
 from diffalign.models import Process, RectifiedFlow, VariancePreserving
 
-__all__ = ["Draws", "NoisedBatch", "Noiser", "draw_rows", "forward_noiser", "independent_noiser", "sample_posterior"]
+__all__ = [
+    "Draws",
+    "NoisedBatch",
+    "Noiser",
+    "draw_rows",
+    "forward_noiser",
+    "independent_noiser",
+    "noised",
+    "sample_posterior",
+]
 
 
 @dataclass(frozen=True)
@@ -109,15 +118,16 @@ def forward_noiser(process: Process, latents: Mapping[str, Tensor], draws: Draws
         {side: noised}.
     """
     shared = next(iter(draws.noise.values()))
-    return {side: _noised(process, clean, shared, draws.timesteps) for side, clean in latents.items()}
+    return {side: noised(process, clean, shared, draws.timesteps) for side, clean in latents.items()}
 
 
 def independent_noiser(process: Process, latents: Mapping[str, Tensor], draws: Draws) -> dict[str, NoisedBatch]:
     """As ``forward_noiser``, but each side of a row has a noise of its own; the timestep is shared."""
-    return {side: _noised(process, clean, draws.noise[side], draws.timesteps) for side, clean in latents.items()}
+    return {side: noised(process, clean, draws.noise[side], draws.timesteps) for side, clean in latents.items()}
 
 
-def _noised(process: Process, clean: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+def noised(process: Process, clean: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedBatch:
+    """Clean latents forward-noised, with what the network should predict."""
     noise, timesteps = noise.to(clean.device), timesteps.to(clean.device)
     return NoisedBatch(
         noisy=process.add_noise(clean, noise, timesteps),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from diffalign.core import Config, DiffalignError, setting
 
-__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "TrainConfig"]
+__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig"]
 
 
 class LoraConfig(Config):
@@ -38,6 +38,25 @@ class EmaConfig(Config):
     every: int = setting(1, "update the average every so often", unit="optimiser steps", ge=1)
 
 
+class SamplesConfig(Config):
+    """The policy's own samples, for objectives that ask for policy_err."""
+
+    refresh_every: int = setting(
+        1,
+        "M: sample from a copy of the policy refreshed this often; 1 is the live policy",
+        unit="optimiser steps",
+        ge=1,
+    )
+    num_steps: int = setting(20, "network calls per sample", ge=1, source="Diffusion-DRO, SD 1.5")
+    guidance_scale: float = setting(1.0, "text guidance while sampling; 1 is off", source="Diffusion-DRO")
+    target: Literal["prediction", "noise"] = setting(
+        "prediction", "own samples are scored against what the sampling policy said on the way, or noised again"
+    )
+    noise: Literal["shared", "independent"] = setting(
+        "independent", "with target noise: the noise of the real image, or another", source="Diffusion-DRO"
+    )
+
+
 class TrainConfig(Config):
     """One offline stage: an objective on preference rows."""
 
@@ -56,6 +75,7 @@ class TrainConfig(Config):
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "optimiser and learning rate")
     ema: EmaConfig | None = setting(None, "moving average of the policy; none by default")
+    samples: SamplesConfig | None = setting(None, "own samples, for objectives that ask for policy_err")
     resolution: int = setting(512, "images are resized and centre-cropped to it", unit="pixels", ge=8)
     flip: bool = setting(True, "mirror half of the rows, both sides of a pair alike")
     prompt_drop: float = setting(0.0, "share of rows whose prompt is emptied", ge=0, lt=1)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from diffalign.train.checkpoints import latest_checkpoint, load_checkpoint, save
 from diffalign.train.config import EmaConfig, TrainConfig
 from diffalign.train.quantities import Needs, evaluate, needs_of
 from diffalign.train.rows import PairRows, data_hash, fill_cache
+from diffalign.train.samples import SampleSource
 from diffalign.train.weights import BASE, START, FullWeights, LoraWeights, Weights, average, weights_hash
 from diffalign.types import ObjectiveOutput
 
@@ -44,6 +45,14 @@ class _Run:
     rows: PairRows
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    source: SampleSource | None
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """The weights that a checkpoint holds."""
+        average_too = ("ema",) if self.config.ema is not None else ()
+        old_too = ("old",) if self.source is not None and self.source.behaviour == "old" else ()
+        return ("policy", *average_too, *old_too)
 
 
 def train(config: TrainConfig, folder: str | Path, *, cache: str | Path | None = None) -> Path:
@@ -66,10 +75,9 @@ def train(config: TrainConfig, folder: str | Path, *, cache: str | Path | None =
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     spec = get_objective(config.objective)
     compute, needs = spec.bind(config.settings), needs_of(spec)
-    if "policy" in needs.sides:
-        raise DiffalignError(
-            f"objective {spec.name!r} needs the policy's own samples, which this stage has no source for"
-        )
+    if ("policy" in needs.sides) != (config.samples is not None):
+        verb = "needs" if config.samples is None else "does not use"
+        raise DiffalignError(f"objective {spec.name!r} {verb} the policy's own samples: see the section samples")
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(RunFolder.open(folder, config, kind="train"))
@@ -82,7 +90,7 @@ def train(config: TrainConfig, folder: str | Path, *, cache: str | Path | None =
         rows = PairRows(
             preferences,
             latents,
-            sides=needs.sides,
+            sides=[side for side in needs.sides if side != "policy"],
             flip=config.flip,
             prompt_drop=config.prompt_drop,
             device=accelerator.device,
@@ -91,7 +99,8 @@ def train(config: TrainConfig, folder: str | Path, *, cache: str | Path | None =
         if config.gradient_checkpointing:
             family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         optimizer = _build_optimizer(config, weights)
-        run = _Run(config, family, weights, reference, spec, compute, needs, rows, optimizer, accelerator)
+        source = None if config.samples is None else SampleSource(config.samples, weights, seed=config.seed)
+        run = _Run(config, family, weights, reference, spec, compute, needs, rows, optimizer, accelerator, source)
         hashes = {"data": data_hash(preferences), "base model": family.revision}
         if reference == "reference":
             hashes["reference"] = weights_hash(weights, reference)
@@ -167,7 +176,6 @@ def ema_decay(config: EmaConfig, updates: int) -> float:
 
 def _loop(run: _Run, folder: Path, hashes: dict[str, str]) -> None:
     config, accelerator = run.config, run.accelerator
-    names = ("policy", "ema") if config.ema is not None else ("policy",)
     found = latest_checkpoint(folder / "checkpoints")
     first = 0
     if found is not None:
@@ -193,7 +201,7 @@ def _loop(run: _Run, folder: Path, hashes: dict[str, str]) -> None:
             if done % config.checkpoint_every == 0 or done == config.num_steps:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
                 state = {"hashes": hashes, "scaler": scaler}
-                save_checkpoint(folder / "checkpoints", done, run.weights, names, run.optimizer, state)
+                save_checkpoint(folder / "checkpoints", done, run.weights, run.changing, run.optimizer, state)
 
 
 def _step(run: _Run, step: int) -> dict[str, Any]:
@@ -203,6 +211,8 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
     places = range(accelerator.process_index, config.batch_size, accelerator.num_processes)
     chunks = [places[i : i + config.micro_batch_size] for i in range(0, len(places), config.micro_batch_size)]
     totals: dict[str, float] = {}
+    if run.source is not None:
+        run.source.before_step(step)
     for number, chunk in enumerate(chunks):
         last = number == len(chunks) - 1
         wrapped = run.weights.wrapped.get("policy")
@@ -234,7 +244,13 @@ def _accumulate(run: _Run, step: int, rows: list[int], places: list[int], totals
     shape = run.family.latent_shape(config.resolution, config.resolution)
     draws = draw_rows(process, places, shape, seed=config.seed, step=step, sides=run.needs.sides)
     batch = run.rows.batch(rows, draws)
-    noised = forward_noiser(process, batch.latents, draws)
+    own = {}
+    if run.source is not None:
+        noise = draws.noise["chosen"].to(batch.label.device)
+        empty = run.rows.empty_condition()
+        own["policy"] = run.source.draw(step, places, shape, batch.condition, empty, noise, draws.timesteps)
+        draws = replace(draws, timesteps=own["policy"].timesteps.cpu())  # real and own share the timestep
+    noised = forward_noiser(process, batch.latents, draws) | own
     quantities: dict[str, Tensor] = {
         "label": batch.label,
         "weight": torch.ones_like(batch.label),

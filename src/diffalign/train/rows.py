@@ -93,6 +93,10 @@ class PairRows:
         label = torch.tensor([self._labels[row] for row in rows], device=self._device)
         return RowBatch(latents, condition, label, [self._ids[row] for row in rows])
 
+    def empty_condition(self) -> dict[str, Tensor]:
+        """The empty prompt's, one row."""
+        return {key: value[None].to(self._device) for key, value in self._latents.prompt("").items()}
+
 
 class LiveLatents:
     """Encode at every access what a cache would hold: slow, and equal to it."""

@@ -1,0 +1,107 @@
+"""The policy's own samples inside the offline loop, live or from a policy that is some steps old."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffalign.core import torch_generator
+from diffalign.models import Family, RectifiedFlow
+from diffalign.sample import initial_noise, sample_latents
+from diffalign.train.batches import NoisedBatch, noised
+from diffalign.train.config import SamplesConfig
+from diffalign.train.weights import Weights, assign
+
+__all__ = ["SampleSource"]
+
+
+class SampleSource:
+    """Draws own samples for the rows of a step; every draw depends on (seed, step, place) alone.
+
+    Args:
+        config: how often the sampling policy is refreshed, the solver's steps, what samples are scored against.
+        weights: holds the policy; a stale copy named ``old`` is added when it is refreshed less often than each step.
+        seed: of the run.
+    """
+
+    def __init__(self, config: SamplesConfig, weights: Weights, *, seed: int) -> None:
+        self.config, self.weights, self.seed = config, weights, seed
+        self.behaviour = "policy"
+        if config.refresh_every > 1:
+            weights.copy("policy", "old")
+            self.behaviour = "old"
+
+    def before_step(self, step: int) -> None:
+        """Refresh the stale policy when its time has come."""
+        if self.behaviour == "old" and step % self.config.refresh_every == 0:
+            assign(self.weights, "policy", "old")
+
+    def draw(
+        self,
+        step: int,
+        places: Sequence[int],
+        shape: Sequence[int],
+        condition: Mapping[str, Tensor],
+        empty: Mapping[str, Tensor],
+        shared_noise: Tensor,
+        timesteps: Tensor,
+    ) -> NoisedBatch:
+        """Own samples for some rows, noised and with their targets.
+
+        With target "prediction" a row takes one random state of its own trajectory and what the sampling policy said
+        there; the batch's timesteps are those states'. With target "noise" the finished sample is noised again at
+        ``timesteps``, and the target is the true noise.
+
+        Args:
+            step: of the optimiser.
+            places: of the rows in the whole batch.
+            shape: (C, h, w).
+            condition: of the rows.
+            empty: of the empty prompt, one row.
+            shared_noise: (B, C, h, w) of the real image; used again when noise is "shared".
+            timesteps: (B,) of the real image.
+
+        Returns:
+            The own samples; ``timesteps`` of it are what the real image must use too.
+        """
+        family, config = self.weights.family, self.config
+        device = family.device
+        start = torch.stack([initial_noise(shape, "own sample", self.seed, step, place) for place in places]).to(device)
+        negative = {key: value.expand(len(places), *value.shape[1:]) for key, value in empty.items()}
+        with torch.no_grad(), self.weights.active(self.behaviour) as predict:
+            sampled = sample_latents(
+                family,
+                condition,
+                start,
+                num_steps=config.num_steps,
+                guidance_scale=config.guidance_scale,
+                negative_condition=negative,
+                timesteps=self._grid(family, step),
+                predict=predict,
+                keep_trajectory=config.target == "prediction",
+            )
+        generators = [torch_generator("own sample state", self.seed, step, place) for place in places]
+        if sampled.states is None or sampled.preds is None:
+            fresh = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+            noise = shared_noise if config.noise == "shared" else fresh
+            return noised(family.process, sampled.latents, noise, timesteps)
+        chosen = torch.cat([torch.randint(config.num_steps, (1,), generator=g) for g in generators]).to(device)
+        rows = torch.arange(len(places), device=device)
+        return NoisedBatch(
+            noisy=sampled.states[chosen, rows],
+            target=sampled.preds[chosen, rows],
+            timesteps=sampled.timesteps.to(device)[chosen],
+        )
+
+    def _grid(self, family: Family, step: int) -> list[int] | None:
+        """Evenly spaced timesteps under one random offset per step, so that over the run every timestep is met.
+
+        Departure from Diffusion-DRO's code, which draws the offset per sample: diffusers' solvers step a whole batch.
+        """
+        if isinstance(family.process, RectifiedFlow):
+            return None
+        total, steps = family.process.num_train_timesteps, self.config.num_steps
+        offset = float(torch.rand((), generator=torch_generator("grid offset", self.seed, step)))
+        return [int((index + offset) * total / steps) for index in reversed(range(steps))]

@@ -1,0 +1,46 @@
+"""A small stage to train, and what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from diffalign.train import TrainConfig
+
+
+def config(data: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "model": "tiny-sd3",
+        "data": str(data),
+        "settings": {"beta": 100.0},
+        "resolution": 32,
+        "num_steps": 4,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "checkpoint_every": 2,
+        "prompt_drop": 0.3,
+        "ema": {"decay": 0.9},
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    return TrainConfig(**values | changes)
+
+
+def tensors(folder: Path, name: str = "policy") -> dict[str, torch.Tensor]:
+    (file,) = (folder / name).glob("*.safetensors")
+    return load_file(file)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], **bounds: float) -> bool:
+    return one.keys() == two.keys() and all(torch.allclose(one[key], two[key], **bounds) for key in one)
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
