@@ -14,6 +14,7 @@ from diffalign.train.batches import (
 )
 from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig
 from diffalign.train.loop import train
+from diffalign.train.monitor import ALARMS, Alarm, Monitor
 from diffalign.train.quantities import Needs, evaluate, needs_of
 from diffalign.train.rows import LiveLatents, PairRows, RowBatch, fill_cache
 from diffalign.train.samples import SampleSource
@@ -30,14 +31,17 @@ from diffalign.train.weights import (
 )
 
 __all__ = [
+    "ALARMS",
     "BASE",
     "START",
+    "Alarm",
     "Draws",
     "EmaConfig",
     "FullWeights",
     "LiveLatents",
     "LoraConfig",
     "LoraWeights",
+    "Monitor",
     "Needs",
     "NoisedBatch",
     "Noiser",

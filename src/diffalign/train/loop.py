@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffalign.core import DiffalignError, RunFolder, progress, read_jsonl, write_jsonl
+from diffalign.core import DiffalignError, RunFolder, progress, read_jsonl, warn, write_jsonl
 from diffalign.data import Preferences, batch_rows
 from diffalign.models import Family, LoraSettings, fuse_adapter, load_family, save_adapter
 from diffalign.objectives import ObjectiveSpec, get_objective
 from diffalign.train.batches import draw_rows, forward_noiser
 from diffalign.train.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from diffalign.train.config import EmaConfig, TrainConfig
+from diffalign.train.monitor import Monitor
 from diffalign.train.quantities import Needs, evaluate, needs_of
 from diffalign.train.rows import PairRows, data_hash, fill_cache
 from diffalign.train.samples import SampleSource
@@ -186,6 +187,9 @@ def _loop(run: _Run, folder: Path, hashes: dict[str, str]) -> None:
     metrics_path = folder / "metrics.jsonl"
     if accelerator.is_main_process:
         _forget_after(metrics_path, first)
+    monitor = Monitor()
+    for row in read_jsonl(metrics_path) if metrics_path.exists() else ():
+        monitor.watch(row)  # what was said before the interruption is not said again
     if accelerator.num_processes > 1:
         run.weights.wrapped["policy"] = accelerator.prepare_model(run.family.denoiser)
     for step in progress(
@@ -196,6 +200,9 @@ def _loop(run: _Run, folder: Path, hashes: dict[str, str]) -> None:
         done = step + 1
         row |= {"step": done, "rows_per_second": config.batch_size / (time.monotonic() - began)}
         if accelerator.is_main_process:
+            for alarm in monitor.watch(row):
+                warn(f"step {alarm.step}, {alarm.name}: {alarm.message}")
+                row.setdefault("alarms", []).append(alarm.name)
             with metrics_path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if done % config.checkpoint_every == 0 or done == config.num_steps:

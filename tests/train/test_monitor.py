@@ -1,0 +1,62 @@
+"""Each alarm is raised by what it names, once, and not by a healthy run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from diffalign.train import ALARMS, Monitor
+
+
+def pair(step: int, **changes: float) -> dict[str, float]:
+    """A healthy DPO step: slow gain on the chosen, slow loss on the rejected."""
+    row = {
+        "loss": 0.693 - 1e-4 * step, "margin": 1e-3 * step, "gradient_weight": 0.5 - 1e-4 * step,
+        "chosen_excess": -1e-5 * step, "rejected_excess": 1e-5 * step,
+    }  # fmt: skip
+    return row | {"step": step} | changes
+
+
+def own(step: int, **changes: float) -> dict[str, float]:
+    """A healthy DRO step."""
+    return {"loss": 1e-3, "gate": 0.8, "drift": 1e-6 * step, "chosen_excess": -2e-5 * step, "step": step} | changes
+
+
+def raised(row: Callable[[int], dict[str, Any]], steps: int) -> list[tuple[str, int]]:
+    monitor = Monitor()
+    return [(alarm.name, alarm.step) for step in range(1, steps + 1) for alarm in monitor.watch(row(step))]
+
+
+@pytest.mark.parametrize("row", [pair, own])
+def test_a_healthy_run_is_quiet(row: Callable[[int], dict[str, Any]]) -> None:
+    assert raised(row, 400) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "by"),
+    [
+        ("both_errors_rising", lambda s: pair(s, chosen_excess=1e-4 * s, rejected_excess=2e-4 * s), 20),
+        ("saturation", lambda s: pair(s, gradient_weight=math.exp(-s / 5)), 60),
+        (
+            "stuck_at_log_2",
+            lambda s: pair(s, loss=math.log(2), margin=0.0, chosen_excess=0.0, rejected_excess=0.0),
+            200,
+        ),
+        ("drift", lambda s: own(s, drift=0.01 * s), 20),
+        ("runaway_repulsion", lambda s: own(s, drift=-0.001 * 1.2**s), 40),
+        ("runaway_repulsion", lambda s: pair(s, rejected_excess=0.001 * 1.2**s), 40),
+    ],
+)
+def test_each_alarm_is_raised_once_and_in_time(name: str, row: Any, by: int) -> None:
+    found = [one for one in raised(row, 300) if one[0] == name]
+    assert len(found) == 1 and found[0][1] <= by
+    assert name in ALARMS
+
+
+def test_messages_say_what_to_do() -> None:
+    monitor = Monitor()
+    alarms = [a for s in range(1, 60) for a in monitor.watch(own(s, drift=-0.001 * 1.2**s))]
+    assert any("Refresh the sampling policy" in alarm.message for alarm in alarms)
