@@ -54,10 +54,20 @@ def test_states_of_the_trajectory_are_scored_against_what_the_policy_said_there(
 
 def test_finished_samples_are_noised_again_with_shared_or_other_noise() -> None:
     for kind in ("shared", "independent"):
-        made, arguments = source(target="noise", noise=kind)
+        made, arguments = source(state="renoised", target="noise", noise=kind)
         own = made.draw(5, **arguments)
         assert own.timesteps.tolist() == [100, 500, 900]
         assert torch.equal(own.target, arguments["shared_noise"]) == (kind == "shared")
+
+
+def test_a_renoised_sample_may_be_scored_against_the_policys_own_output() -> None:
+    made, arguments = source(state="renoised", noise="shared")
+    own = made.draw(5, **arguments)
+    with torch.no_grad(), made.weights.active("policy") as predict:
+        said = predict(own.noisy, own.timesteps, arguments["condition"])
+    assert torch.equal(said, own.target) and own.timesteps.tolist() == [100, 500, 900]
+    with pytest.raises(DiffalignError, match="no true noise"):
+        SamplesConfig(target="noise")
 
 
 def test_a_stale_policy_changes_only_when_refreshed() -> None:

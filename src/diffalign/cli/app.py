@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diffalign import __version__
 from diffalign.cli.env import env
+from diffalign.cli.train import train
 from diffalign.core import DiffalignError, get_console
 
 __all__ = ["app", "main"]
@@ -58,6 +59,7 @@ def _options(
 
 
 app.command("env")(env)
+app.command("train")(train)
 
 
 def main() -> None:

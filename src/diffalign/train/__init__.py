@@ -15,6 +15,7 @@ from diffalign.train.batches import (
 from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig
 from diffalign.train.loop import train
 from diffalign.train.monitor import ALARMS, Alarm, Monitor
+from diffalign.train.plan import Plan, run_plan
 from diffalign.train.quantities import Needs, evaluate, needs_of
 from diffalign.train.rows import LiveLatents, PairRows, RowBatch, fill_cache
 from diffalign.train.samples import SampleSource
@@ -47,6 +48,7 @@ __all__ = [
     "Noiser",
     "OptimizerConfig",
     "PairRows",
+    "Plan",
     "Predict",
     "RowBatch",
     "SampleSource",
@@ -62,6 +64,7 @@ __all__ = [
     "independent_noiser",
     "needs_of",
     "noised",
+    "run_plan",
     "sample_posterior",
     "train",
     "weights_hash",

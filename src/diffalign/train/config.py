@@ -49,12 +49,24 @@ class SamplesConfig(Config):
     )
     num_steps: int = setting(20, "network calls per sample", ge=1, source="Diffusion-DRO, SD 1.5")
     guidance_scale: float = setting(1.0, "text guidance while sampling; 1 is off", source="Diffusion-DRO")
+    state: Literal["trajectory", "renoised"] = setting(
+        "trajectory", "a state on the way to the sample, or the finished sample noised again", source="Diffusion-DRO"
+    )
     target: Literal["prediction", "noise"] = setting(
-        "prediction", "own samples are scored against what the sampling policy said on the way, or noised again"
+        "prediction", "score against the sampling policy's own output, or the true noise", source="Diffusion-DRO"
     )
     noise: Literal["shared", "independent"] = setting(
-        "independent", "with target noise: the noise of the real image, or another", source="Diffusion-DRO"
+        "independent", "renoised: with the noise of the real image, or another", source="Diffusion-DRO"
     )
+
+    def model_post_init(self, _: object) -> None:
+        """A state of the trajectory was not made by adding noise.
+
+        Raises:
+            DiffalignError: it shall be scored against noise all the same.
+        """
+        if self.state == "trajectory" and self.target == "noise":
+            raise DiffalignError("samples.target noise needs samples.state renoised: a trajectory has no true noise")
 
 
 class TrainConfig(Config):

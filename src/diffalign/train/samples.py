@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ class SampleSource:
     ) -> NoisedBatch:
         """Own samples for some rows, noised and with their targets.
 
-        With target "prediction" a row takes one random state of its own trajectory and what the sampling policy said
-        there; the batch's timesteps are those states'. With target "noise" the finished sample is noised again at
-        ``timesteps``, and the target is the true noise.
+        With state "trajectory" a row takes one random state of its own trajectory and what the sampling policy said
+        there; the batch's timesteps are those states'. With "renoised" the finished sample is noised again at
+        ``timesteps``; the target is what the sampling policy says there, or the true noise.
 
         Args:
             step: of the optimiser.
@@ -80,13 +81,17 @@ class SampleSource:
                 negative_condition=negative,
                 timesteps=self._grid(family, step),
                 predict=predict,
-                keep_trajectory=config.target == "prediction",
+                keep_trajectory=config.state == "trajectory",
             )
         generators = [torch_generator("own sample state", self.seed, step, place) for place in places]
         if sampled.states is None or sampled.preds is None:
             fresh = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
             noise = shared_noise if config.noise == "shared" else fresh
-            return noised(family.process, sampled.latents, noise, timesteps)
+            again = noised(family.process, sampled.latents, noise, timesteps)
+            if config.target == "noise":
+                return again
+            with torch.no_grad(), self.weights.active(self.behaviour) as predict:
+                return replace(again, target=predict(again.noisy, again.timesteps, condition).float())
         chosen = torch.cat([torch.randint(config.num_steps, (1,), generator=g) for g in generators]).to(device)
         rows = torch.arange(len(places), device=device)
         return NoisedBatch(

@@ -1,0 +1,71 @@
+"""Every recipe is complete, and its tiny twin runs through both stages and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diffalign.train.loop as loop
+from diffalign.core import DiffalignError, numpy_generator
+from diffalign.data import PreferenceWriter, apply_flaw, draw_crop
+from diffalign.recipes import RECIPES, tiny_twin
+from diffalign.train import Plan, run_plan
+from diffalign.types import Pair
+
+TINY = {"realalign_sd15": "tiny-sd", "realalign_sd35m": "tiny-sd3"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    generator = numpy_generator("pairs for recipes")
+    with PreferenceWriter(folder, form="pair") as writer:
+        for number in range(5):
+            crop = draw_crop("train", generator, size=32)
+            flawed = apply_flaw("noise", crop.image, generator)
+            writer.write(Pair(id=f"row-{number}", prompt=crop.caption, chosen=crop.image, rejected=flawed))
+    return str(folder)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_where_they_come_from(name: str) -> None:
+    made = RECIPES.get(name)
+    assert made.paper and made.data and made.compute and made.build.__doc__
+    assert isinstance(made.build("pairs"), Plan)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiny_twin_runs_and_goes_on_after_a_kill(name: str, data: str, tmp_path: Path, monkeypatch: Any) -> None:
+    plan = tiny_twin(RECIPES.get(name).build(data), model=TINY[name])
+    step, kills = loop._step, ["diffusion_dpo"]
+
+    def dying(run: Any, number: int) -> Any:
+        if kills and run.spec.name == kills[0] and number == 1:
+            kills.pop()
+            raise KeyboardInterrupt
+        return step(run, number)
+
+    monkeypatch.setattr(loop, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan, tmp_path / "run")
+    result = run_plan(plan, tmp_path / "run")
+    assert result == tmp_path / "run" / "stage2" / "policy" and list(result.glob("*.safetensors"))
+    first, second = metrics(tmp_path / "run" / "stage1"), metrics(tmp_path / "run" / "stage2")
+    assert first[0]["gate"] == 1 and "drift" in first[0]
+    assert second[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "stage 2 starts from and refers to stage 1"
+    assert len(first) == len(second) == 2
+
+
+def test_plans_that_contradict_themselves_are_refused(data: str) -> None:
+    plan = RECIPES.get("realalign_sd15").build(data)
+    with pytest.raises(DiffalignError, match="moving average in stage 1"):
+        plan.replace(stages=(plan.stages[0].replace(ema=None), plan.stages[1]))
+    with pytest.raises(DiffalignError, match="leave its start empty"):
+        plan.replace(stages=(plan.stages[0], plan.stages[1].replace(start="somewhere")))
