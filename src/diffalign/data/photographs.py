@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageStat
 
-from diffalign.core import DiffalignError, nearest
+from diffalign.core import DiffalignError, unknown
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -49,53 +49,40 @@ class Photograph:
     Attributes:
         name: its short name.
         subject: the noun phrase that captions use.
-        package: import package whose wheel holds it.
-        path: file inside that package.
-        columns: True when the strips are columns (cut along x), False for rows.
-        held_out_first: the held-out strip is the first one instead of the last.
+        path: import package and file inside its wheel.
         license: licence or public-domain statement.
         attribution: author and source.
+        columns: True when the strips are columns (cut along x), False for rows.
+        held_out_first: the held-out strip is the first one instead of the last.
     """
 
     name: str
     subject: str
-    package: str
     path: str
-    columns: bool
-    held_out_first: bool
     license: str
     attribution: str
-
-
-def _skimage(name: str, subject: str, file: str, license: str, attribution: str, **cut: bool) -> Photograph:
-    cut = {"columns": True, "held_out_first": False} | cut
-    return Photograph(name, subject, "skimage", f"data/{file}", license=license, attribution=attribution, **cut)
-
-
-def _sklearn(name: str, subject: str, file: str, license: str, attribution: str, **cut: bool) -> Photograph:
-    cut = {"columns": True, "held_out_first": False} | cut
-    path = f"datasets/images/{file}"
-    return Photograph(name, subject, "sklearn", path, license=license, attribution=attribution, **cut)
+    columns: bool = True
+    held_out_first: bool = False
 
 
 # fmt: off
 PHOTOGRAPHS: tuple[Photograph, ...] = (
-    _skimage("astronaut", "an astronaut", "astronaut.png", "public domain", "NASA, Great Images", columns=False),
-    _skimage("cat", "a tabby cat", "chelsea.png", "CC0-1.0", "Stefan van der Walt", held_out_first=True),
-    _skimage("coffee", "a cup of coffee", "coffee.png", "CC0-1.0", "Rachel Michetti, courtesy of Pikolo Espresso Bar"),
-    _skimage("rocket", "a rocket at night", "rocket.jpg", "public domain", "SpaceX, launch of DSCOVR"),
-    _skimage("motorcycle", "a motorcycle", "motorcycle_left.png", NOT_STATED, "D. Scharstein et al., Middlebury 2014"),
-    _skimage("galaxies", "distant galaxies", "hubble_deep_field.jpg", "public domain", "NASA, Hubble Deep Field"),
-    _skimage("retina", "a retina", "retina.jpg", "CC0-1.0", "Mikael Haggstrom, Wikimedia Commons"),
-    _skimage("tissue", "stained tissue", "ihc.png", NO_RESTRICTIONS, "Center for Microscopy and Molecular Imaging"),
-    _skimage("grass", "grass", "grass.png", "CC0-1.0", "linolafett, DeviantArt"),
-    _skimage("gravel", "gravel", "gravel.png", "CC0-1.0", "CC0Textures, Gravel04"),
-    _skimage("bricks", "bricks", "brick.png", "CC0-1.0", "CC0Textures, Bricks25"),
-    _skimage("moon", "the moon", "moon.png", NOT_STATED, "scikit-image, author not stated"),
-    _skimage("coins", "old coins", "coins.png", NO_RESTRICTIONS, "Brooklyn Museum, coins from Pompeii"),
-    _skimage("cameraman", "a cameraman", "camera.png", "CC0-1.0", "Lav Varshney", held_out_first=True),
-    _sklearn("pagoda", "a pagoda", "china.jpg", "CC-BY-2.0", "danielbuechele, Flickr", held_out_first=True),
-    _sklearn("flower", "a dahlia flower", "flower.jpg", "CC-BY-2.0", "vultilion, Flickr", columns=False),
+    Photograph("astronaut", "an astronaut", "skimage/data/astronaut.png", "public domain", "NASA, Great Images", columns=False),
+    Photograph("cat", "a tabby cat", "skimage/data/chelsea.png", "CC0-1.0", "Stefan van der Walt", held_out_first=True),
+    Photograph("coffee", "a cup of coffee", "skimage/data/coffee.png", "CC0-1.0", "Rachel Michetti, courtesy of Pikolo Espresso Bar"),
+    Photograph("rocket", "a rocket at night", "skimage/data/rocket.jpg", "public domain", "SpaceX, launch of DSCOVR"),
+    Photograph("motorcycle", "a motorcycle", "skimage/data/motorcycle_left.png", NOT_STATED, "D. Scharstein et al., Middlebury 2014"),
+    Photograph("galaxies", "distant galaxies", "skimage/data/hubble_deep_field.jpg", "public domain", "NASA, Hubble Deep Field"),
+    Photograph("retina", "a retina", "skimage/data/retina.jpg", "CC0-1.0", "Mikael Haggstrom, Wikimedia Commons"),
+    Photograph("tissue", "stained tissue", "skimage/data/ihc.png", NO_RESTRICTIONS, "Center for Microscopy and Molecular Imaging"),
+    Photograph("grass", "grass", "skimage/data/grass.png", "CC0-1.0", "linolafett, DeviantArt"),
+    Photograph("gravel", "gravel", "skimage/data/gravel.png", "CC0-1.0", "CC0Textures, Gravel04"),
+    Photograph("bricks", "bricks", "skimage/data/brick.png", "CC0-1.0", "CC0Textures, Bricks25"),
+    Photograph("moon", "the moon", "skimage/data/moon.png", NOT_STATED, "scikit-image, author not stated"),
+    Photograph("coins", "old coins", "skimage/data/coins.png", NO_RESTRICTIONS, "Brooklyn Museum, coins from Pompeii"),
+    Photograph("cameraman", "a cameraman", "skimage/data/camera.png", "CC0-1.0", "Lav Varshney", held_out_first=True),
+    Photograph("pagoda", "a pagoda", "sklearn/datasets/images/china.jpg", "CC-BY-2.0", "danielbuechele, Flickr", held_out_first=True),
+    Photograph("flower", "a dahlia flower", "sklearn/datasets/images/flower.jpg", "CC-BY-2.0", "vultilion, Flickr", columns=False),
 )
 # fmt: on
 
@@ -123,7 +110,7 @@ def photograph(name: str) -> Photograph:
     """Return the photograph called ``name``; an unknown name is an error that lists the nearest."""
     by_name = {photo.name: photo for photo in PHOTOGRAPHS}
     if name not in by_name:
-        raise DiffalignError(f"unknown photograph {name!r}; nearest: {', '.join(nearest(name, by_name))}")
+        raise unknown("photograph", name, by_name)
     return by_name[name]
 
 
@@ -138,15 +125,15 @@ def subject_index(caption: str) -> int:
 @cache
 def load_photograph(name: str) -> Image.Image:
     """Read a whole photograph as RGB (held-out strip included: cut it with ``strips`` before any training)."""
-    photo = photograph(name)
-    with Image.open(files(photo.package).joinpath(photo.path).open("rb")) as image:  # type: ignore[arg-type]
+    package, _, file = photograph(name).path.partition("/")
+    with files(package).joinpath(file).open("rb") as opened, Image.open(opened) as image:
         return image.convert("RGB")
 
 
 def strips(photo: Photograph, split: Split) -> tuple[tuple[int, int, int, int], ...]:
     """Boxes (left, top, right, bottom) in pixels of the strips of ``split``; strips never overlap."""
     if split not in get_args(Split):
-        raise DiffalignError(f"unknown split {split!r}; expected one of {', '.join(get_args(Split))}")
+        raise unknown("split", split, get_args(Split))
     width, height = load_photograph(photo.name).size
     extent = width if photo.columns else height
     order = [("train", TRAIN_SHARE), ("validation", VALIDATION_SHARE), ("train", TRAIN_SHARE)]
