@@ -25,6 +25,24 @@ OUT = ROOT / "src" / "diffalign" / "models" / "embedded"
 SIZE = 32  # pixels
 
 
+def load_as_float32(folder: Path) -> None:
+    """Make transformers load the float16 weights in ``folder`` as float32, as diffusers does, unless told otherwise.
+
+    It takes the type its config names; mixed types in one pipeline would not run.
+    """
+    for path in folder.rglob("config.json"):
+        config = read_json(path)
+        if "dtype" in config:
+            write_json(path, _named_float32(config))
+
+
+def _named_float32(config: dict[str, object]) -> dict[str, object]:
+    return {
+        key: "float32" if key == "dtype" else _named_float32(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Crops in memory.

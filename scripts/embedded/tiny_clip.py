@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import OUT, SIZE, Corpus, make_corpus, train
+from common import OUT, SIZE, Corpus, load_as_float32, make_corpus, train
 from tokenizer import MAX_LENGTH
 from tokenizer import build as build_tokenizer
 from torch import Tensor
@@ -148,6 +148,7 @@ def main() -> None:
     model.half().save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=MEAN, image_std=STD)
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    load_as_float32(folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import OUT, SIZE, Corpus, make_corpus, train
+from common import OUT, SIZE, Corpus, load_as_float32, make_corpus, train
 from tiny_clip import MEAN, STD, normalise
 from torch import Tensor
 from torch.nn import functional as F
@@ -97,6 +97,7 @@ def main() -> None:
     ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=1.0, image_mean=MEAN, image_std=STD).save_pretrained(
         folder
     )
+    load_as_float32(folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import OUT, Corpus, make_corpus, train
+from common import OUT, Corpus, load_as_float32, make_corpus, train
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizer import MAX_LENGTH
 from tokenizer import build as build_tokenizer
@@ -157,6 +157,7 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(OUT / "tiny-sd")
+    load_as_float32(OUT / "tiny-sd")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import string
 
 import torch
-from common import OUT
+from common import OUT, load_as_float32
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -75,6 +75,7 @@ def main() -> None:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipe.to(torch.float16).save_pretrained(OUT / "tiny-sd3")
+    load_as_float32(OUT / "tiny-sd3")
 
 
 if __name__ == "__main__":
