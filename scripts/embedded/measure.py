@@ -1,7 +1,7 @@
 """Measure the embedded models on the held-out strips; write their cards, quality.json and the contact sheets.
 
-Every figure of the cards and of docs/embedded-models.md comes from here. The held-out strips are read by this script
-alone, after all training has ended.
+Every figure of the cards and of docs/embedded-models.md comes from here. No training reads the held-out strips: this
+script does, after all training has ended, and the tests.
 """
 
 from __future__ import annotations
