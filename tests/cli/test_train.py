@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign.core import numpy_generator
-from diffalign.data import PreferenceWriter, apply_flaw, draw_crop
-from diffalign.types import Pair
-
 TINY = ("realalign_sd15", "--tiny", "--model", "tiny-sd")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    generator = numpy_generator("pairs for the command line")
-    with PreferenceWriter(folder, form="pair") as writer:
-        for number in range(4):
-            crop = draw_crop("train", generator, size=32)
-            flawed = apply_flaw("jpeg", crop.image, generator)
-            writer.write(Pair(id=f"row-{number}", prompt=crop.caption, chosen=crop.image, rejected=flawed))
-    return str(folder)
+def data(make_pairs: Callable[[int, str], Path]) -> str:
+    return str(make_pairs(4, "jpeg"))
 
 
 def diffalign(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

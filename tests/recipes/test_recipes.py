@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import diffalign.train.loop as loop
-from diffalign.core import DiffalignError, numpy_generator
-from diffalign.data import PreferenceWriter, apply_flaw, draw_crop
+from diffalign.core import DiffalignError
 from diffalign.recipes import RECIPES, tiny_twin
 from diffalign.train import Plan, run_plan
-from diffalign.types import Pair
 
 TINY = {"realalign_sd15": "tiny-sd", "realalign_sd35m": "tiny-sd3"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    generator = numpy_generator("pairs for recipes")
-    with PreferenceWriter(folder, form="pair") as writer:
-        for number in range(5):
-            crop = draw_crop("train", generator, size=32)
-            flawed = apply_flaw("noise", crop.image, generator)
-            writer.write(Pair(id=f"row-{number}", prompt=crop.caption, chosen=crop.image, rejected=flawed))
-    return str(folder)
+def data(make_pairs: Callable[[int, str], Path]) -> str:
+    return str(make_pairs(5, "noise"))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diffalign.core import numpy_generator
-from diffalign.data import Preferences, PreferenceWriter, apply_flaw, draw_crop
+from diffalign.data import Preferences
 from diffalign.models import load_family
 from diffalign.train import fill_cache
-from diffalign.types import Pair
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    generator = numpy_generator("pairs for the loop")
-    with PreferenceWriter(folder, form="pair") as writer:
-        for number in range(6):
-            crop = draw_crop("train", generator, size=32)
-            flawed = apply_flaw("blur", crop.image, generator)
-            writer.write(Pair(id=f"row-{number}", prompt=crop.caption, chosen=crop.image, rejected=flawed))
-    return folder
+def data(make_pairs: Callable[[int, str], Path]) -> Path:
+    return make_pairs(6, "blur")
 
 
 @pytest.fixture(scope="module")
