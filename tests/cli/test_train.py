@@ -30,6 +30,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(data: str, tmp_path: Path) -
     done = diffalign(*TINY, "--data", data, "--dry-run", "--set", "stages.0.num_steps=7", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed = done.stdout + done.stderr
+    assert "activations" in printed and "latent cache" in printed and "of its matrix rate" in printed
     assert "diffusion_dro" in printed and "diffusion_dpo" in printed and "7 of 4 rows, 7.0 passes" in printed
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from builders import CLIP_TOKENS, sd3_pipeline, sd_pipeline
 from diffusers import DiffusionPipeline
 
 from diffalign.core import DiffalignError
-from diffalign.models import Family, RectifiedFlow, StableDiffusion, StableDiffusion3, VariancePreserving, load_family
+from diffalign.models import (
+    Family,
+    RectifiedFlow,
+    StableDiffusion,
+    StableDiffusion3,
+    VariancePreserving,
+    load_denoiser,
+    load_family,
+    outline_family,
+)
 
 PROMPTS = ["a red fox", "two owls", "moss"]
 SIZES = {"sd": (8, 16), "sd3": (12, 16)}  # pixels: height, width
@@ -307,3 +317,29 @@ def test_inpainting_unets_are_refused(tmp_path):
     sd_pipeline(in_channels=9).save_pretrained(tmp_path)
     with pytest.raises(DiffalignError, match="9: inpainting"):
         load_family(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sd3"])
+def test_an_outline_has_the_shapes_of_the_loaded_model(name: str) -> None:
+    loaded, outline = load_family(name), outline_family(name, dtype=torch.bfloat16)
+    assert outline.device.type == "meta" and outline.dtype == torch.bfloat16
+    assert outline.latent_shape(64, 32) == loaded.latent_shape(64, 32)
+    assert type(outline.process) is type(loaded.process)
+    shapes = {key: tuple(value.shape) for key, value in loaded.denoiser.state_dict().items()}
+    assert {key: tuple(value.shape) for key, value in outline.denoiser.state_dict().items()} == shapes
+    embeds = loaded.encode_prompts(["a", "b"])
+    assert {key: tuple(value.shape[1:]) for key, value in embeds.items()} == outline.condition_shapes
+
+
+def test_a_fine_tuned_denoiser_takes_the_place_of_the_base(tmp_path: Path) -> None:
+    base, tuned = load_family("tiny-sd3"), load_family("tiny-sd3")
+    with torch.no_grad():
+        for parameter in tuned.denoiser.parameters():
+            parameter.add_(0.01)
+    tuned.denoiser.save_pretrained(tmp_path / "tuned")
+    load_denoiser(base.denoiser, tmp_path / "tuned")
+    after = dict(base.denoiser.named_parameters())
+    assert all(torch.equal(value, after[key]) for key, value in tuned.denoiser.named_parameters())
+    load_family("tiny-sd").denoiser.save_pretrained(tmp_path / "other")
+    with pytest.raises(DiffalignError, match="does not hold weights of this model's SD3Transformer2DModel"):
+        load_denoiser(base.denoiser, tmp_path / "other")

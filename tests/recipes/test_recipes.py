@@ -39,7 +39,7 @@ def test_tiny_twin_runs_and_goes_on_after_a_kill(name: str, data: str, tmp_path:
     step, kills = loop._step, ["diffusion_dpo"]
 
     def dying(run: Any, number: int) -> Any:
-        if kills and run.spec.name == kills[0] and number == 1:
+        if kills and run.config.objective == kills[0] and number == 1:
             kills.pop()
             raise KeyboardInterrupt
         return step(run, number)

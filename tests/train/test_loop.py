@@ -10,9 +10,10 @@ import pytest
 import torch
 from train_helpers import close, config, equal, metrics, tensors
 
+import diffalign.train.build as build
 import diffalign.train.loop as loop
 from diffalign.core import DiffalignError
-from diffalign.data import Preferences, ResizeRecipe
+from diffalign.data import Preferences, ResizeRecipe, batch_rows
 from diffalign.models import load_family
 from diffalign.train import LiveLatents, draw_rows, fill_cache, train
 from diffalign.train.rows import PairRows
@@ -128,8 +129,39 @@ def test_a_loss_that_is_not_finite_names_the_rows(data: Path, cache: Path, tmp_p
         train(config(data, objective="broken_objective:broken", settings={}), tmp_path / "run", cache=cache)
 
 
+def test_a_gradient_that_is_not_finite_names_the_rows(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Finite losses with an infinite slope at the rows with early timesteps."""
+    (tmp_path / "steep_objective.py").write_text(
+        "from diffalign.types import ObjectiveOutput\n"
+        "def steep(chosen_err, timesteps):\n"
+        "    return ObjectiveOutput((chosen_err - chosen_err.detach() + (timesteps >= 760)).sqrt())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = config(data, model="tiny-sd3", objective="steep_objective:steep", settings={}, batch_size=6)
+    family, ids = load_family("tiny-sd3"), Preferences(data).ids()
+    draws = draw_rows(family.process, range(6), family.latent_shape(32, 32), seed=0, step=0)
+    order = batch_rows(6, batch_size=6, seed=0, step=0)
+    wrong = [ids[row] for row, timestep in zip(order, draws.timesteps.tolist(), strict=True) if timestep < 760]
+    assert 0 < len(wrong) < 6
+    with pytest.raises(FloatingPointError, match=f"the gradient is not finite at step 1, rows {', '.join(wrong)}$"):
+        train(settings.replace(micro_batch_size=6), tmp_path / "run", cache=cache)
+    (row,) = metrics(tmp_path / "run")
+    assert row == {"step": 1, "alarms": ["non_finite"], "rows": wrong}
+    assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_tensorboard_gets_the_same_numbers(data: Path, cache: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(config(data, num_steps=3), tmp_path, cache=cache, tensorboard=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in metrics(tmp_path)]
+
+
 def test_bad_settings_stop_before_any_weight_loads(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(loop, "load_family", lambda *_, **__: pytest.fail("a weight was loaded"))
+    monkeypatch.setattr(build, "load_family", lambda *_, **__: pytest.fail("a weight was loaded"))
     for changes, words in (
         ({"objective": "difusion_dpo"}, "diffusion_dpo"),
         ({"settings": {"betta": 1}}, "beta"),

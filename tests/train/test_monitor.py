@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
-from diffalign.train import ALARMS, Monitor
+from diffalign.train import ALARMS, Monitor, TrainConfig, train
 
 
 def pair(step: int, **changes: float) -> dict[str, float]:
@@ -60,3 +63,31 @@ def test_messages_say_what_to_do() -> None:
     monitor = Monitor()
     alarms = [a for s in range(1, 60) for a in monitor.watch(own(s, drift=-0.001 * 1.2**s))]
     assert any("Refresh the sampling policy" in alarm.message for alarm in alarms)
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_full_fine_tuning_against_stale_samples_is_called_out_by_step_50(
+    make_pairs: Callable[[int, str], Path], tmp_path: Path, stale: bool
+) -> None:
+    """DRO with M = 16 at 2e-4 on all five million weights diverges; fitting the same images does not."""
+    own_samples = {"objective": "diffusion_dro", "samples": {"refresh_every": 16, "num_steps": 4}}
+    fit_alone = {"objective": "gated_sft", "settings": {"margin": 1e9}}  # a gate that never closes
+    config = TrainConfig(
+        model="tiny-sd",
+        data=str(make_pairs(64, "blur")),
+        train="full",
+        resolution=32,
+        num_steps=40 if stale else 50,
+        batch_size=4,
+        micro_batch_size=4,
+        prompt_drop=0.2,
+        optimizer={"learning_rate": 2e-4},
+        checkpoint_every=1000,
+        **own_samples if stale else fit_alone,
+    )
+    train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {name: row["step"] for row in rows for name in row.get("alarms", ())}
+    assert ("runaway_repulsion" in found) if stale else not found
+    late = fmean(row["chosen_excess"] for row in rows[-10:])
+    assert (late > 0.02) == stale, "the run itself went wrong, or did not"

@@ -16,7 +16,15 @@ from diffalign.models.adapters import (
 )
 from diffalign.models.conversions import Prediction, flow_from_vp, vp_from_flow
 from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
-from diffalign.models.families import Family, StableDiffusion, StableDiffusion3, families, load_family
+from diffalign.models.families import (
+    Family,
+    StableDiffusion,
+    StableDiffusion3,
+    families,
+    load_denoiser,
+    load_family,
+    outline_family,
+)
 from diffalign.models.processes import (
     Process,
     RectifiedFlow,
@@ -45,7 +53,9 @@ __all__ = [
     "flow_from_vp",
     "fuse_adapter",
     "load_adapter",
+    "load_denoiser",
     "load_family",
+    "outline_family",
     "process_from_scheduler",
     "remove_adapter",
     "save_adapter",

@@ -12,7 +12,9 @@ from diffalign.train.batches import (
     noised,
     sample_posterior,
 )
+from diffalign.train.build import check, frozen_dtype
 from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig
+from diffalign.train.estimate import Estimate, estimate, matrix_rate
 from diffalign.train.loop import train
 from diffalign.train.monitor import ALARMS, Alarm, Monitor
 from diffalign.train.plan import Plan, run_plan
@@ -38,6 +40,7 @@ __all__ = [
     "Alarm",
     "Draws",
     "EmaConfig",
+    "Estimate",
     "FullWeights",
     "LiveLatents",
     "LoraConfig",
@@ -57,11 +60,15 @@ __all__ = [
     "Weights",
     "assign",
     "average",
+    "check",
     "draw_rows",
+    "estimate",
     "evaluate",
     "fill_cache",
     "forward_noiser",
+    "frozen_dtype",
     "independent_noiser",
+    "matrix_rate",
     "needs_of",
     "noised",
     "run_plan",

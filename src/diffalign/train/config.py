@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from diffalign.core import Config, DiffalignError, setting
+from diffalign.core import Config, DiffalignError, read_json, setting
 
-__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig"]
+__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig", "is_denoiser"]
 
 
 class LoraConfig(Config):
@@ -76,14 +77,16 @@ class TrainConfig(Config):
     data: str = setting(..., "folder or files of preference rows")
     objective: str = setting("diffusion_dpo", "a registered name, or module:function")
     settings: dict[str, Any] = setting({}, "of the objective, such as beta")
-    start: str = setting("", "LoRA file or folder the run starts from; empty for the base")
+    start: str = setting("", "LoRA, or folder of a fine-tuned denoiser, that the run starts from; empty for the base")
     start_as: Literal["continue", "keep", "fuse"] = setting(
-        "continue", "train on that LoRA itself, keep it on beside the new one, or fuse it into the weights"
+        "continue", "a LoRA: train on it itself, keep it on beside the new one, or fuse it into the weights"
     )
     train: Literal["lora", "full"] = setting("lora", "what is trained")
     lora: LoraConfig = setting(LoraConfig(), "the adapter, where one is trained")
-    reference: Literal["start", "base", "ema"] = setting(
-        "start", "what ref_* is measured with: the policy as it was at the start, the base model, or the moving average"
+    reference: str = setting(
+        "start",
+        "what ref_* is measured with: start, the policy as it began; base, the model without any adapter; ema, the "
+        "moving average; or a LoRA or denoiser folder",
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "optimiser and learning rate")
     ema: EmaConfig | None = setting(None, "moving average of the policy; none by default")
@@ -94,7 +97,11 @@ class TrainConfig(Config):
     num_steps: int = setting(1000, "optimiser steps", ge=1)
     batch_size: int = setting(256, "rows per optimiser step, over all processes", unit="rows", ge=1)
     micro_batch_size: int = setting(4, "rows per forward pass on one process", unit="rows", ge=1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast of the networks")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting(
+        "no",
+        "what the networks compute in; with a LoRA also what the frozen weights are held in. Trained weights and "
+        "errors stay float32",
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations at backward: less memory, slower")
     checkpoint_every: int = setting(100, "optimiser steps between checkpoints", ge=1)
     seed: int = setting(0, "of every draw", ge=0)
@@ -107,7 +114,21 @@ class TrainConfig(Config):
         """
         if self.reference == "ema" and self.ema is None:
             raise DiffalignError("reference ema needs the section ema, with its decay")
-        if self.train == "full" and self.start and self.start_as != "fuse":
+        if self.train == "full" and self.start and not self.start_is_denoiser and self.start_as != "fuse":
             raise DiffalignError("with train full, a LoRA to start from can only be fused: set start_as to fuse")
-        if self.reference == "base" and self.start_as == "fuse" and self.start:
-            raise DiffalignError("with start_as fuse the base is gone: set reference to start, or start_as to keep")
+        if self.reference == "base" and self.start and (self.start_as == "fuse" or self.start_is_denoiser):
+            raise DiffalignError(
+                "the base is gone once a LoRA is fused or a denoiser put in its place: set reference to start, or "
+                "start_as to keep"
+            )
+
+    @property
+    def start_is_denoiser(self) -> bool:
+        """Whether ``start`` is the folder of a whole denoiser, which takes the base's place."""
+        return is_denoiser(self.start)
+
+
+def is_denoiser(path: str) -> bool:
+    """Whether a path is a denoiser in diffusers' format, rather than a LoRA."""
+    config = Path(path) / "config.json"
+    return bool(path) and config.is_file() and "_class_name" in read_json(config)

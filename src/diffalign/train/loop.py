@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,149 +14,57 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffalign.core import DiffalignError, RunFolder, progress, read_jsonl, warn, write_jsonl
-from diffalign.data import Preferences, batch_rows
-from diffalign.models import Family, LoraSettings, fuse_adapter, load_family, save_adapter
-from diffalign.objectives import ObjectiveSpec, get_objective
+from diffalign.core import RunFolder, get_console, progress
+from diffalign.data import batch_rows
 from diffalign.train.batches import draw_rows, forward_noiser
+from diffalign.train.build import Run, build_run, check, save_result
 from diffalign.train.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from diffalign.train.config import EmaConfig, TrainConfig
-from diffalign.train.monitor import Monitor
-from diffalign.train.quantities import Needs, evaluate, needs_of
-from diffalign.train.rows import PairRows, data_hash, fill_cache
-from diffalign.train.samples import SampleSource
-from diffalign.train.weights import BASE, START, FullWeights, LoraWeights, Weights, average, weights_hash
-from diffalign.types import ObjectiveOutput
+from diffalign.train.interrupts import finish_step_first
+from diffalign.train.log import MetricsLog
+from diffalign.train.quantities import evaluate
+from diffalign.train.weights import average
 
 __all__ = ["train"]
 
 
-@dataclass
-class _Run:
-    """What a step needs."""
-
-    config: TrainConfig
-    family: Family
-    weights: Weights
-    reference: str
-    spec: ObjectiveSpec
-    compute: Callable[[Mapping[str, Tensor]], ObjectiveOutput]
-    needs: Needs
-    rows: PairRows
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
-    source: SampleSource | None
-
-    @property
-    def changing(self) -> tuple[str, ...]:
-        """The weights that a checkpoint holds."""
-        average_too = ("ema",) if self.config.ema is not None else ()
-        old_too = ("old",) if self.source is not None and self.source.behaviour == "old" else ()
-        return ("policy", *average_too, *old_too)
-
-
-def train(config: TrainConfig, folder: str | Path, *, cache: str | Path | None = None) -> Path:
+def train(
+    config: TrainConfig, folder: str | Path, *, cache: str | Path | None = None, tensorboard: bool = False
+) -> Path:
     """Run one stage, or go on with it where it stopped.
+
+    Ctrl-C or SIGTERM ends it after the step at hand, with a checkpoint.
 
     Args:
         config: the stage.
         folder: of the run: config, versions, ``metrics.jsonl``, ``checkpoints/``, and at the end ``policy/``.
         cache: folder of the latent cache, shared between runs; ``latents/`` in the run's folder by default.
+        tensorboard: write TensorBoard event files too.
 
     Returns:
         The folder of the trained weights: a LoRA that ``pipe.load_lora_weights`` reads, or a denoiser in diffusers'
-        format.
+        format, with ``made_with.json`` beside them.
 
     Raises:
         DiffalignError: a setting, the data or the model does not fit, or the run cannot go on from its checkpoint.
-        FloatingPointError: the loss is not finite; names the rows.
+        FloatingPointError: a loss or gradient is not finite; names the rows.
     """
     folder = Path(folder)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    spec = get_objective(config.objective)
-    compute, needs = spec.bind(config.settings), needs_of(spec)
-    if ("policy" in needs.sides) != (config.samples is not None):
-        verb = "needs" if config.samples is None else "does not use"
-        raise DiffalignError(f"objective {spec.name!r} {verb} the policy's own samples: see the section samples")
+    check(config)
+    accelerator = Accelerator(mixed_precision="no")  # precision is the config's, not the launcher's
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(RunFolder.open(folder, config, kind="train"))
-        family = load_family(config.model, device=accelerator.device)
-        preferences = Preferences(config.data)
-        with accelerator.main_process_first():
-            latents = fill_cache(
-                cache or folder / "latents", family, preferences, resolution=config.resolution, flip=config.flip
-            )
-        rows = PairRows(
-            preferences,
-            latents,
-            sides=[side for side in needs.sides if side != "policy"],
-            flip=config.flip,
-            prompt_drop=config.prompt_drop,
-            device=accelerator.device,
-        )
-        weights, reference = _build_weights(config, family, needs)
-        if config.gradient_checkpointing:
-            family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        optimizer = _build_optimizer(config, weights)
-        source = None if config.samples is None else SampleSource(config.samples, weights, seed=config.seed)
-        run = _Run(config, family, weights, reference, spec, compute, needs, rows, optimizer, accelerator, source)
-        hashes = {"data": data_hash(preferences), "base model": family.revision}
-        if reference == "reference":
-            hashes["reference"] = weights_hash(weights, reference)
-        _loop(run, folder, hashes)
-        return _save_result(run, folder)
-
-
-def _build_weights(config: TrainConfig, family: Family, needs: Needs) -> tuple[Weights, str]:
-    """The policy at its start, its average if wanted, and the name of what ``ref_*`` is measured with."""
-    weights: LoraWeights | FullWeights
-    settings = LoraSettings(
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        targets=config.lora.targets or family.lora_targets,
-        init=config.lora.init,
-    )
-    if config.start and config.start_as == "fuse":
-        LoraWeights(family).load("start", config.start, trainable=False)
-        fuse_adapter(family.denoiser, "start")
-    if config.train == "full":
-        weights = FullWeights(family)
-    elif config.start and config.start_as == "continue":
-        weights = LoraWeights(family)
-        weights.load("policy", config.start, trainable=True)
-    else:
-        kept = config.start and config.start_as == "keep"
-        weights = LoraWeights(family, kept={"kept": 1.0} if kept else None)
-        if kept:
-            weights.load("kept", config.start, trainable=False)
-        weights.create("policy", settings, seed=config.seed)
-    if config.ema is not None:
-        weights.copy("policy", "ema")
-    return weights, _reference(config, weights) if needs.reference else ""
-
-
-def _reference(config: TrainConfig, weights: Weights) -> str:
-    """The name of what ``ref_*`` is measured with; a copy is made only where switching adapters off is not enough."""
-    if config.reference == "ema":
-        return "ema"
-    if config.train == "lora" and config.reference == "base":
-        return BASE
-    if config.train == "lora" and not (config.start and config.start_as == "continue"):
-        return START  # a new LoRA begins as the identity, so the start is the network with it off
-    weights.copy("policy", "reference")
-    return "reference"
-
-
-def _build_optimizer(config: TrainConfig, weights: Weights) -> torch.optim.Optimizer:
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        weights.parameters("policy").values(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+        run = build_run(config, accelerator, Path(cache or folder / "latents"))
+        first = _restore(run, folder)
+        if accelerator.num_processes > 1:
+            run.weights.wrapped["policy"] = accelerator.prepare_model(run.family.denoiser)
+        log = stack.enter_context(MetricsLog(folder, first, tensorboard=tensorboard)) if _is_main(run) else None
+        _loop(run, folder, first, log)
+        if accelerator.is_main_process:
+            save_result(run, folder)
+        accelerator.wait_for_everyone()
+    return folder / "policy"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -175,49 +82,86 @@ def ema_decay(config: EmaConfig, updates: int) -> float:
     return min(config.decay, (1 + updates) / (10 + updates)) if config.warmup else config.decay
 
 
-def _loop(run: _Run, folder: Path, hashes: dict[str, str]) -> None:
-    config, accelerator = run.config, run.accelerator
+def _is_main(run: Run) -> bool:
+    return bool(run.accelerator.is_main_process)
+
+
+def _restore(run: Run, folder: Path) -> int:
+    """Put the newest checkpoint back, if there is one; returns the steps done."""
     found = latest_checkpoint(folder / "checkpoints")
-    first = 0
-    if found is not None:
-        state = load_checkpoint(found, run.weights, run.optimizer, hashes)
-        first = int(state["step"])
-        if accelerator.scaler is not None and state.get("scaler"):
-            accelerator.scaler.load_state_dict(state["scaler"])
-    metrics_path = folder / "metrics.jsonl"
-    if accelerator.is_main_process:
-        _forget_after(metrics_path, first)
-    monitor = Monitor()
-    for row in read_jsonl(metrics_path) if metrics_path.exists() else ():
-        monitor.watch(row)  # what was said before the interruption is not said again
-    if accelerator.num_processes > 1:
-        run.weights.wrapped["policy"] = accelerator.prepare_model(run.family.denoiser)
-    for step in progress(
-        range(first, config.num_steps), total=config.num_steps - first, description="train", unit="steps"
-    ):
-        began = time.monotonic()
-        row = _step(run, step)
-        done = step + 1
-        row |= {"step": done, "rows_per_second": config.batch_size / (time.monotonic() - began)}
-        if accelerator.is_main_process:
-            for alarm in monitor.watch(row):
-                warn(f"step {alarm.step}, {alarm.name}: {alarm.message}")
-                row.setdefault("alarms", []).append(alarm.name)
-            with metrics_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            if done % config.checkpoint_every == 0 or done == config.num_steps:
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-                state = {"hashes": hashes, "scaler": scaler}
-                save_checkpoint(folder / "checkpoints", done, run.weights, run.changing, run.optimizer, state)
+    if found is None:
+        return 0
+    state = load_checkpoint(found, run.weights, run.optimizer, run.hashes)
+    if run.scaler is not None:
+        run.scaler.load_state_dict(state["scaler"])
+    if _is_main(run):
+        get_console().print(f"going on after step {state['step']} of {run.config.num_steps}", markup=False)
+    return int(state["step"])
 
 
-def _step(run: _Run, step: int) -> dict[str, Any]:
+def _save(run: Run, folder: Path, done: int) -> None:
+    scaler = {} if run.scaler is None else run.scaler.state_dict()
+    state = {"hashes": run.hashes, "scaler": scaler}
+    save_checkpoint(folder / "checkpoints", done, run.weights, run.changing, run.optimizer, state)
+
+
+def _loop(run: Run, folder: Path, first: int, log: MetricsLog | None) -> None:
+    config = run.config
+    alone = run.accelerator.num_processes == 1  # several processes would have to agree on the step to stop after
+    with finish_step_first() if alone else nullcontext(lambda: False) as asked_to_stop:
+        steps = range(first, config.num_steps)
+        for step in progress(steps, description="training", unit="steps"):
+            began = time.monotonic()
+            try:
+                row = _step(run, step)
+            except _NotFiniteError as error:
+                if log is not None:
+                    log.stop(step + 1, error.ids)
+                raise
+            done = step + 1
+            if log is None:
+                continue
+            log.write({"step": done, **row, "rows_per_second": config.batch_size / (time.monotonic() - began)})
+            if done % config.checkpoint_every == 0 or done == config.num_steps or asked_to_stop():
+                _save(run, folder, done)
+            if asked_to_stop():
+                raise KeyboardInterrupt
+
+
+class _NotFiniteError(FloatingPointError):
+    def __init__(self, what: str, step: int, ids: list[str]) -> None:
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        super().__init__(f"{what} is not finite at step {step + 1}, rows {', '.join(ids[:5])}{more}")
+        self.ids = ids
+
+
+@dataclass
+class _Totals:
+    """What a step's micro-batches gave, left on their device until the step is over."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor], ids: list[str]) -> None:
+        self.losses.append(loss.detach())
+        self.ids += ids
+        for key, value in {"loss": loss.detach(), **metrics}.items():
+            total = value.float().sum()
+            self.sums[key] = self.sums[key] + total if key in self.sums else total
+
+    def not_finite(self) -> list[str]:
+        finite = torch.cat(self.losses).isfinite().tolist()
+        return [name for name, fine in zip(self.ids, finite, strict=True) if not fine]
+
+
+def _step(run: Run, step: int) -> dict[str, Any]:
     """One optimiser step over the whole batch; returns what to log."""
     config, accelerator = run.config, run.accelerator
     rows = batch_rows(len(run.rows), batch_size=config.batch_size, seed=config.seed, step=step)
     places = range(accelerator.process_index, config.batch_size, accelerator.num_processes)
     chunks = [places[i : i + config.micro_batch_size] for i in range(0, len(places), config.micro_batch_size)]
-    totals: dict[str, float] = {}
+    totals = _Totals()
     if run.source is not None:
         run.source.before_step(step)
     for number, chunk in enumerate(chunks):
@@ -226,26 +170,53 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
         waiting = nullcontext() if last or wrapped is None else accelerator.no_sync(wrapped)
         with waiting:
             _accumulate(run, step, [rows[place] for place in chunk], list(chunk), totals)
+    wrong = totals.not_finite()
+    if wrong:
+        raise _NotFiniteError("the loss", step, wrong)
+    stepped = _update(run, step, [(rows[place], place) for place in places])
+    names = sorted(totals.sums)
+    summed = accelerator.reduce(torch.stack([totals.sums[name] for name in names]), "sum").tolist()
+    return {name: value / config.batch_size for name, value in zip(names, summed, strict=True)} | stepped
+
+
+def _update(run: Run, step: int, rows_and_places: list[tuple[int, int]]) -> dict[str, float]:
+    """Clip, step the optimiser, average; returns what to log."""
+    config, scaler = run.config, run.scaler
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    parameters = list(run.weights.parameters("policy").values())
-    if accelerator.scaler is not None:
-        accelerator.scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
-    if accelerator.scaler is not None:
-        accelerator.scaler.step(run.optimizer)
-        accelerator.scaler.update()
-    else:
+    if scaler is not None:
+        scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.weights.parameters("policy").values(), config.optimizer.max_grad_norm)
+    finite = bool(norm.isfinite())
+    if not finite and (scaler is None or scaler.get_scale() < 1):
+        raise _NotFiniteError("the gradient", step, _rows_with_bad_gradients(run, step, rows_and_places))
+    if scaler is None:
         run.optimizer.step()
+    else:
+        scaler.step(run.optimizer)  # skips a step whose scaled gradients overflow, and lowers the scale
+        scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     if config.ema is not None and (step + 1) % config.ema.every == 0:
         average(run.weights, "policy", "ema", decay=ema_decay(config.ema, step // config.ema.every))
-    summed = accelerator.reduce(torch.tensor([totals[key] for key in sorted(totals)], dtype=torch.float64), "sum")
-    logged = {key: value / config.batch_size for key, value in zip(sorted(totals), summed.tolist(), strict=True)}
-    return logged | {"grad_norm": float(norm), "learning_rate": run.optimizer.param_groups[0]["lr"]}
+    logged = {"learning_rate": learning_rate(config, step)} | ({"grad_norm": float(norm)} if finite else {})
+    return logged if scaler is None else logged | {"skipped": float(not finite), "loss_scale": scaler.get_scale()}
 
 
-def _accumulate(run: _Run, step: int, rows: list[int], places: list[int], totals: dict[str, float]) -> None:
+def _rows_with_bad_gradients(run: Run, step: int, rows_and_places: list[tuple[int, int]]) -> list[str]:
+    """Take the step's rows one by one, with the same draws, and keep those whose own gradient is not finite."""
+    wrong = []
+    for row, place in rows_and_places:
+        run.optimizer.zero_grad(set_to_none=True)
+        totals = _Totals()
+        _accumulate(run, step, [row], [place], totals)
+        gradients = [p.grad for p in run.weights.parameters("policy").values() if p.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            wrong += totals.ids
+    run.optimizer.zero_grad(set_to_none=True)
+    return wrong or ["(none alone: the sum overflows)"]
+
+
+def _accumulate(run: Run, step: int, rows: list[int], places: list[int], totals: _Totals) -> None:
     """Forward and backward of some rows; adds to the gradients and to ``totals``."""
     config, process = run.config, run.family.process
     shape = run.family.latent_shape(config.resolution, config.resolution)
@@ -255,48 +226,25 @@ def _accumulate(run: _Run, step: int, rows: list[int], places: list[int], totals
     if run.source is not None:
         noise = draws.noise["chosen"].to(batch.label.device)
         empty = run.rows.empty_condition()
-        own["policy"] = run.source.draw(step, places, shape, batch.condition, empty, noise, draws.timesteps)
+        with run.autocast():
+            own["policy"] = run.source.draw(step, places, shape, batch.condition, empty, noise, draws.timesteps)
         draws = replace(draws, timesteps=own["policy"].timesteps.cpu())  # real and own share the timestep
     noised = forward_noiser(process, batch.latents, draws) | own
     quantities: dict[str, Tensor] = {
         "label": batch.label,
         "weight": torch.ones_like(batch.label),
-        "timesteps": draws.timesteps,
-        "log_snr": process.log_snr(draws.timesteps),
+        "timesteps": draws.timesteps.to(batch.label.device),
+        "log_snr": process.log_snr(draws.timesteps).to(batch.label.device),
         "step": torch.tensor(step),
     }
     quantities |= {f"{side}_target": one.target for side, one in noised.items()}
     if run.needs.reference:  # before the policy's pass, which gradient checkpointing computes again at backward
-        with torch.no_grad(), run.weights.active(run.reference) as predict, run.accelerator.autocast():
+        with torch.no_grad(), run.weights.active(run.reference) as predict, run.autocast():
             quantities |= evaluate(predict, run.needs.reference, noised, batch.condition, prefix="ref_")
     with run.weights.active("policy") as predict:
-        with run.accelerator.autocast():
+        with run.autocast():
             quantities |= evaluate(predict, run.needs.policy, noised, batch.condition)
         output = run.compute(quantities)
-        if not bool(output.loss.isfinite().all()):
-            wrong = [
-                name for name, loss in zip(batch.ids, output.loss.tolist(), strict=True) if not math.isfinite(loss)
-            ]
-            raise FloatingPointError(f"the loss is not finite at step {step + 1}, rows {', '.join(wrong[:5])}")
         loss = output.loss.sum() * (run.accelerator.num_processes / config.batch_size)
-        scaler = run.accelerator.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-    for key, value in {"loss": output.loss.detach(), **output.metrics}.items():
-        totals[key] = totals.get(key, 0.0) + float(value.double().sum())
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop logged steps that the checkpoint does not hold; they will be made again."""
-    if path.exists():
-        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
-
-
-def _save_result(run: _Run, folder: Path) -> Path:
-    if run.accelerator.is_main_process:
-        for name in ("policy", "ema") if run.config.ema is not None else ("policy",):
-            if isinstance(run.weights, FullWeights):
-                run.weights.networks[name].save_pretrained(folder / name)  # type: ignore[operator]
-            else:
-                save_adapter(run.family.denoiser, name, folder / name, prefix=run.family.lora_prefix)
-    run.accelerator.wait_for_everyone()
-    return folder / "policy"
+        (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+    totals.add(output.loss, output.metrics, batch.ids)

@@ -79,18 +79,22 @@ def drift(rows: Sequence[Row]) -> str | None:
 
 
 def runaway_repulsion(rows: Sequence[Row]) -> str | None:
-    """The policy flees what it is pushed from, own samples or rejected images, with growing speed."""
+    """The policy flees what it is pushed from, own samples or rejected images, ever faster, and real images gain less.
+
+    The drift on own samples of a stale policy is negative while it is fled from, and jumps up at each refresh.
+    """
     seen = "drift" if _column(rows, "drift") else "rejected_excess"
-    away = [-value if seen == "drift" else value for value in _column(rows, seen)]
-    gain = [abs(value) for value in _column(rows, "chosen_excess")]
-    if not away or not gain or _late(away) < 0.005 or _late(away) < 2 * max(0.0, _early(away)):
+    away = [max(0.0, -value if seen == "drift" else value) for value in _column(rows, seen)]
+    chosen = _column(rows, "chosen_excess")
+    if not away or not chosen or _late(away) < max(0.005, 2 * _early(away)):
         return None
-    if _late(away) < 2 * _late(gain):
+    if _late(away) < 2 * max(0.0, -_late(chosen)):
         return None
     what = "its own earlier samples" if seen == "drift" else "rejected images"
+    real = f"lost {_late(chosen):.2g}" if _late(chosen) > 0 else f"gained {-_late(chosen):.2g}"
     return (
-        f"the error on {what} has run {_late(away):.2g} above the reference's and doubles, while real images moved by "
-        f"{_late(gain):.2g}: the push feeds itself. Refresh the sampling policy more often, lower the learning rate, "
+        f"the error on {what} has run {_late(away):.2g} above the reference's and doubles, while chosen "
+        f"images {real}: the push feeds itself. Refresh the sampling policy more often, lower the learning rate, "
         "or use an objective without repulsion."
     )
 

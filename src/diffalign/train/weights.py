@@ -24,10 +24,22 @@ from diffalign.models import (
     add_adapter,
     copy_adapter,
     load_adapter,
+    load_denoiser,
     using,
 )
 
-__all__ = ["BASE", "START", "FullWeights", "LoraWeights", "Predict", "Weights", "assign", "average", "weights_hash"]
+__all__ = [
+    "BASE",
+    "START",
+    "FullWeights",
+    "LoraWeights",
+    "Predict",
+    "Weights",
+    "assign",
+    "average",
+    "tensors_hash",
+    "weights_hash",
+]
 
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -121,6 +133,12 @@ class FullWeights:
             raise DiffalignError(f"there are weights named {target!r} already; assign to them instead")
         self.networks[target] = copy.deepcopy(self._network(source)).requires_grad_(False).eval()
 
+    def load(self, name: str, path: str, *, trainable: bool) -> None:
+        """Add a network from a folder in diffusers' format."""
+        self.copy("policy", name)
+        load_denoiser(self.networks[name], path)
+        self.networks[name].requires_grad_(trainable)
+
     @contextmanager
     def active(self, name: str) -> Iterator[Predict]:
         """Predictions of that network."""
@@ -157,8 +175,13 @@ def average(weights: Weights, source: str, target: str, *, decay: float) -> None
 
 def weights_hash(weights: Weights, name: str) -> str:
     """A sha256 over keys, shapes and bytes, to say whether a reference is still the same."""
+    return tensors_hash(weights.parameters(name))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A sha256 over keys, shapes, types and bytes, whatever file they came from."""
     described = {}
-    for key, value in weights.parameters(name).items():
+    for key, value in tensors.items():
         raw = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         described[key] = [list(value.shape), str(value.dtype), raw]
     return content_hash(described)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from diffalign.models.families.base import Family, families, load_family
+from diffalign.models.families.base import Family, families, load_denoiser, load_family
+from diffalign.models.families.outline import outline_family
 from diffalign.models.families.sd import StableDiffusion
 from diffalign.models.families.sd3 import StableDiffusion3
 
-__all__ = ["Family", "StableDiffusion", "StableDiffusion3", "families", "load_family"]
+__all__ = [
+    "Family",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "families",
+    "load_denoiser",
+    "load_family",
+    "outline_family",
+]

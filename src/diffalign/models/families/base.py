@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from diffalign.core import DiffalignError, Registry, content_hash, read_json, sha256_file
 from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
 from diffalign.models.processes import RectifiedFlow, VariancePreserving, process_from_scheduler
 
-__all__ = ["Family", "families", "load_family"]
+__all__ = ["Family", "families", "family_of", "find_index", "load_denoiser", "load_family", "quiet_loading"]
 
 families: Registry[type[Family]] = Registry("model family")  # by the pipeline class in model_index.json
 
@@ -125,6 +129,20 @@ class Family:
         """Moves all modules to a device, in place."""
         self._pipeline.to(device)
         return self
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of what ``encode_prompts`` gives for one prompt, from the configs alone."""
+        raise NotImplementedError
+
+    def move_encoders(self, device: str | torch.device) -> None:
+        """Moves autoencoder and text encoders alone, in place: off the accelerator while only the denoiser is needed.
+
+        Encoding and decoding want them on the denoiser's device again.
+        """
+        for component in self._pipeline.components.values():
+            if isinstance(component, nn.Module) and component is not self.denoiser:
+                component.to(device)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -255,27 +273,19 @@ def load_family(
     Raises:
         DiffalignError: nothing there, an unknown architecture, or weights that cannot be read.
     """
-    if path_or_hub_id in EMBEDDED_MODELS:
-        path_or_hub_id = embedded_path(str(path_or_hub_id))
-    index, commit = _find_index(path_or_hub_id, revision)
-    components = read_json(index)
-    class_name = str(components.get("_class_name"))
-    if class_name not in families:
-        raise DiffalignError(
-            f"{path_or_hub_id} is a {class_name}; known are {', '.join(families.names())}. "
-            "docs/adding-a-family.md shows how to add one in a file"
-        )
-    family = families.get(class_name)
+    index, commit = find_index(path_or_hub_id, revision)
+    components, family = read_json(index), family_of(index)
     absent = [name for name, value in components.items() if value == [None, None]]  # SD3 saved without T5
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            path_or_hub_id if commit else index.parent,
-            revision=commit or None,
-            dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
-            **dict.fromkeys([*family.left_out, *absent]),
-            **family.pipeline_options,
-        )
+        with quiet_loading():
+            pipeline = DiffusionPipeline.from_pretrained(
+                path_or_hub_id if commit else index.parent,
+                revision=commit or None,
+                dtype={"default": dtype, "vae": torch.float32},
+                use_safetensors=True,
+                **dict.fromkeys([*family.left_out, *absent]),
+                **family.pipeline_options,
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise DiffalignError(
             f"cannot load {path_or_hub_id}: {error}\nExpected a complete model folder with safetensors weights."
@@ -287,9 +297,32 @@ def load_family(
         raise DiffalignError(f"cannot use {path_or_hub_id}: {error}") from error
 
 
-def _find_index(path_or_hub_id: str | Path, revision: str | None) -> tuple[Path, str]:
-    """The model_index.json and, for a model of the hub, the commit it belongs to."""
-    folder = Path(path_or_hub_id)
+def load_denoiser(denoiser: nn.Module, folder: str | Path) -> None:
+    """Overwrites a denoiser's weights with those of a fine-tuned one of the same architecture.
+
+    Args:
+        denoiser: a family's, without adapters, or a copy of it.
+        folder: a denoiser in diffusers' format: ``config.json`` and safetensors.
+
+    Raises:
+        DiffalignError: it cannot be read, or has other layers.
+    """
+    try:
+        with quiet_loading():
+            tuned = type(denoiser).from_pretrained(folder, use_safetensors=True)  # type: ignore[attr-defined]
+        denoiser.load_state_dict(tuned.state_dict())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        kind = type(denoiser).__name__
+        raise DiffalignError(f"{folder} does not hold weights of this model's {kind}: {str(error)[:500]}") from error
+
+
+def find_index(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[Path, str]:
+    """The model_index.json and, for a model of the hub, the commit it belongs to.
+
+    Raises:
+        DiffalignError: there is none, or it cannot be reached.
+    """
+    folder = embedded_path(str(path_or_hub_id)) if path_or_hub_id in EMBEDDED_MODELS else Path(path_or_hub_id)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise DiffalignError(f"expected a diffusers model folder with a model_index.json, found none in {folder}")
@@ -311,6 +344,39 @@ def _find_index(path_or_hub_id: str | Path, revision: str | None) -> tuple[Path,
             "need `hf auth login` after accepting their licence"
         ) from error
     return index, index.parent.name
+
+
+def family_of(index: Path) -> type[Family]:
+    """The family that a model_index.json names.
+
+    Raises:
+        DiffalignError: an architecture that is not known here.
+    """
+    class_name = str(read_json(index).get("_class_name"))
+    if class_name not in families:
+        raise DiffalignError(
+            f"{index.parent} is a {class_name}; known are {', '.join(families.names())}. "
+            "docs/adding-a-family.md shows how to add one in a file"
+        )
+    return families.get(class_name)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Inside the block diffusers and transformers report errors alone, and bars are for terminals alone."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            if not sys.stderr.isatty():
+                library.disable_progress_bar()
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def _run_in_float32(vae: nn.Module) -> None:

@@ -33,6 +33,12 @@ class StableDiffusion(Family):
             )
         super().__init__(pipeline, folder=folder, commit=commit)
 
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """(tokens, width) of ``prompt_embeds``."""
+        tokens = self._pipeline.tokenizer.model_max_length
+        return {"prompt_embeds": (tokens, self._pipeline.unet.config.cross_attention_dim)}
+
     def _encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         embeds, _ = self._pipeline.encode_prompt(prompts, self.device, 1, False)
         return {"prompt_embeds": embeds}

@@ -38,6 +38,16 @@ class StableDiffusion3(Family):
         """The number of T5 tokens, which decides the length of ``prompt_embeds``."""
         return {"max_sequence_length": self.max_sequence_length}
 
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """(CLIP and T5 tokens, width) of ``prompt_embeds``, (width,) of ``pooled_prompt_embeds``."""
+        config = self._pipeline.transformer.config
+        tokens = self._pipeline.tokenizer.model_max_length + self.max_sequence_length
+        return {
+            "prompt_embeds": (tokens, config.joint_attention_dim),
+            "pooled_prompt_embeds": (config.pooled_projection_dim,),
+        }
+
     def _encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             prompts,

@@ -1,0 +1,170 @@
+"""Killed for real, at random moments, or with the disk full: the run goes on to the very same weights."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_helpers import config, equal, metrics, tensors
+
+import diffalign.train.checkpoints as checkpoints
+import diffalign.train.loop as loop
+from diffalign.core import DiffalignError, dump_config, write_json
+from diffalign.recipes import realalign_sd15, tiny_twin
+from diffalign.train import train
+
+# Everything is imported once; each try is a fork of that state, which starts in a fraction of the time.
+KILLER = """
+import os, random, signal, sys, time
+import diffalign.models.families, diffalign.recipes
+from diffalign.core import load_config
+from diffalign.train import Plan, run_plan
+plan, kills = load_config(Plan, sys.argv[1]), int(sys.argv[3])
+
+def start(folder):
+    child = os.fork()
+    if child == 0:
+        try:
+            run_plan(plan, folder)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def finish(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+began = time.monotonic()
+assert finish(start(sys.argv[2] + "/whole")) == 0
+seconds, landed, finished = time.monotonic() - began, 0, 0
+moments = random.Random(int(sys.argv[4]))
+while landed < kills:
+    child = start(f"{sys.argv[2]}/parts{finished}")
+    time.sleep(moments.uniform(0.0, 1.4 / kills) * seconds)
+    os.kill(child, signal.SIGKILL)
+    code = finish(child)
+    assert code in (0, -signal.SIGKILL), code
+    finished, landed = finished + (code == 0), landed + (code != 0)
+assert finish(start(f"{sys.argv[2]}/parts{finished}")) == 0
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_equals_never_killed(data: Path, tmp_path: Path, kills: int) -> None:
+    """Both stages of a plan: stale own samples, averaged weights feeding stage 2, a frozen copy as reference."""
+    plan = tiny_twin(realalign_sd15(str(data)), model="tiny-sd3", num_steps=3 * kills)
+    stages = [stage.replace(checkpoint_every=2) for stage in plan.stages]
+    samples = stages[0].samples
+    assert samples is not None
+    stages[0] = stages[0].replace(samples=samples.replace(refresh_every=3))
+    write_json(tmp_path / "plan.json", dump_config(plan.replace(stages=tuple(stages))))
+    (tmp_path / "killer.py").write_text(KILLER)
+    seed = random.SystemRandom().randrange(10**6)
+    done = subprocess.run(
+        [sys.executable, "killer.py", "plan.json", str(tmp_path), str(kills), str(seed)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, f"moments of seed {seed}: {done.stderr[-3000:]}"
+    for parts in tmp_path.glob("parts*"):
+        for stage, name in (("stage1", "policy"), ("stage1", "ema"), ("stage2", "policy")):
+            assert equal(tensors(tmp_path / "whole" / stage, name), tensors(parts / stage, name)), f"seed {seed}"
+        for stage in ("stage1", "stage2"):
+            assert timeless(tmp_path / "whole" / stage) == timeless(parts / stage), f"seed {seed}"
+        assert not list(parts.rglob(".tmp-*"))
+
+
+def timeless(folder: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key != "rows_per_second"} for row in metrics(folder)]
+
+
+def test_a_disk_that_fills_up_loses_that_checkpoint_alone(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings = config(data, num_steps=6, checkpoint_every=2)
+    train(settings, tmp_path / "whole", cache=cache)
+    save, files = checkpoints.save_file, []
+
+    def filling(tensors: Any, path: Path) -> None:
+        files.append(path)
+        if len(files) == 5:  # in the middle of the second checkpoint
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", filling)
+    with pytest.raises(DiffalignError, match="no space left"):
+        train(settings, tmp_path / "parts", cache=cache)
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-00000002"]
+    train(settings, tmp_path / "parts", cache=cache)
+    assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of a megabyte, where this machine lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs more rights")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(data: Path, cache: Path, tmp_path: Path, small_disk: Path) -> None:
+    settings = config(data, num_steps=6, checkpoint_every=2, lora={"rank": 8})
+    train(settings, tmp_path / "whole", cache=cache)
+    with pytest.raises(DiffalignError, match="no space left"):
+        train(settings, small_disk / "run", cache=cache)
+    kept = sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir())
+    assert kept and all(name.startswith("step-") for name in kept), "some checkpoint was written, none is a half"
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    train(settings, small_disk / "run", cache=cache)
+    assert equal(tensors(tmp_path / "whole"), tensors(small_disk / "run"))
+
+
+def test_the_last_line_of_the_metrics_may_be_cut(data: Path, cache: Path, tmp_path: Path) -> None:
+    settings = config(data, num_steps=2)
+    train(settings, tmp_path, cache=cache)
+    before = timeless(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train(settings, tmp_path, cache=cache)
+    assert timeless(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_and_keeps_it(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: Any, number: int
+) -> None:
+    settings = config(data, num_steps=4, checkpoint_every=100)
+    train(settings, tmp_path / "whole", cache=cache)
+    step, sent = loop._step, []
+
+    def interrupted(run: Any, at: int) -> Any:
+        if at == 1 and not sent:
+            sent.append(at)
+            os.kill(os.getpid(), number)
+        return step(run, at)
+
+    monkeypatch.setattr(loop, "_step", interrupted)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "parts", cache=cache)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-00000002"]
+    train(settings, tmp_path / "parts", cache=cache)
+    assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
