@@ -70,12 +70,12 @@ class Family:
     @property
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights."""
-        return self.denoiser.dtype  # type: ignore[return-value]  # a property of every diffusers model
+        return next(self.denoiser.parameters()).dtype  # the model's own property walks through every layer, 6 ms
 
     @property
     def device(self) -> torch.device:
         """Of the denoiser's weights."""
-        return self.denoiser.device  # type: ignore[return-value]
+        return next(self.denoiser.parameters()).device
 
     @property
     def vae_scale_factor(self) -> int:
@@ -307,12 +307,15 @@ def load_denoiser(denoiser: nn.Module, folder: str | Path) -> None:
     Raises:
         DiffalignError: it cannot be read, or has other layers.
     """
+    kind = type(denoiser).__name__
+    found = read_json(Path(folder) / "config.json").get("_class_name")
+    if found != kind:
+        raise DiffalignError(f"{folder} does not hold weights of this model's {kind}, but of a {found}")
     try:
         with quiet_loading():
             tuned = type(denoiser).from_pretrained(folder, use_safetensors=True)  # type: ignore[attr-defined]
         denoiser.load_state_dict(tuned.state_dict())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        kind = type(denoiser).__name__
         raise DiffalignError(f"{folder} does not hold weights of this model's {kind}: {str(error)[:500]}") from error
 
 
