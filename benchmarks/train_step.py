@@ -32,7 +32,16 @@ from diffalign.core import numpy_generator, print_table
 from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe, apply_flaw, batch_rows, draw_crop, to_tensor
 from diffalign.models import Family, LoraSettings, adapter_parameters, add_adapter, denoising_error, load_family, using
 from diffalign.objectives import diffusion_dpo
-from diffalign.train import TrainConfig, draw_rows, estimate, forward_noiser, frozen_dtype, matrix_rate, train
+from diffalign.train import (
+    TrainConfig,
+    draw_rows,
+    estimate,
+    fill_cache,
+    forward_noiser,
+    frozen_dtype,
+    matrix_rate,
+    train,
+)
 from diffalign.types import Pair
 from models import random_sd15
 
@@ -59,6 +68,7 @@ def main() -> None:
             checkpoint_every=10**6,
         )
         sides = {"plain": plain, "plain, decoded before": plain_decoded, "cached": cached}
+        in_a_process(fill, config, folder / "latents", arguments.threads)
         measured: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for turn in range(arguments.turns):
             for side, function in sides.items():
@@ -101,8 +111,16 @@ def in_a_process(function: Any, config: TrainConfig, out: Path, threads: int) ->
         return dict(pool.apply(function, (config, out)))
 
 
+def fill(config: TrainConfig, out: Path) -> dict[str, Any]:
+    """Encode once, in a process of its own, so that its memory is not counted with the step's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    family = load_family(config.model, dtype=frozen_dtype(config), device=device)
+    fill_cache(out, family, Preferences(config.data), resolution=config.resolution, flip=config.flip)
+    return {}
+
+
 def cached(config: TrainConfig, out: Path) -> dict[str, Any]:
-    train(config, out)
+    train(config, out, cache=out.parent / "latents")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "losses": [row["loss"] for row in rows],

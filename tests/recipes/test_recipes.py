@@ -38,17 +38,18 @@ def test_tiny_twin_runs_and_goes_on_after_a_kill(name: str, data: str, tmp_path:
     plan = tiny_twin(RECIPES.get(name).build(data), model=TINY[name])
     step, kills = loop._step, ["diffusion_dpo"]
 
-    def dying(run: Any, number: int) -> Any:
+    def dying(run: Any, number: int, stop: Any) -> Any:
         if kills and run.config.objective == kills[0] and number == 1:
             kills.pop()
             raise KeyboardInterrupt
-        return step(run, number)
+        return step(run, number, stop)
 
     monkeypatch.setattr(loop, "_step", dying)
     with pytest.raises(KeyboardInterrupt):
         run_plan(plan, tmp_path / "run")
     result = run_plan(plan, tmp_path / "run")
-    assert result == tmp_path / "run" / "stage2" / "policy" and list(result.glob("*.safetensors"))
+    final = "policy" if plan.stages[-1].ema is None else plan.feed
+    assert result == tmp_path / "run" / "stage2" / final and list(result.glob("*.safetensors"))
     first, second = metrics(tmp_path / "run" / "stage1"), metrics(tmp_path / "run" / "stage2")
     assert first[0]["gate"] == 1 and "drift" in first[0]
     assert second[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "stage 2 starts from and refers to stage 1"

@@ -11,14 +11,33 @@ import pytest
 from train_helpers import close, config, metrics, tensors
 
 from diffalign.core import dump_config, write_json
-from diffalign.train import train
+from diffalign.data import Preferences, batch_rows
+from diffalign.models import load_family
+from diffalign.train import Plan, draw_rows, run_plan, train
 
 WORKER = """
 import sys
 from diffalign.core import load_config
-from diffalign.train import TrainConfig, train
-train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], cache=sys.argv[3])
+from diffalign.train import Plan, TrainConfig, run_plan, train
+if len(sys.argv) > 3:
+    train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], cache=sys.argv[3])
+else:
+    run_plan(load_config(Plan, sys.argv[1]), sys.argv[2])
 """
+
+
+def launch(processes: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    worker = folder / "worker.py"
+    worker.write_text(WORKER)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    return subprocess.run(
+        [*launcher, str(worker), *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -26,17 +45,44 @@ def test_two_processes_equal_one(data: Path, cache: Path, tmp_path: Path, kind: 
     settings = config(data, train=kind, num_steps=3, micro_batch_size=2, optimizer={"learning_rate": 1e-3, "eps": 1e-4})
     train(settings, tmp_path / "one", cache=cache)
     write_json(tmp_path / "config.json", dump_config(settings))
-    (tmp_path / "worker.py").write_text(WORKER)
-    arguments = [str(tmp_path / name) for name in ("worker.py", "config.json", "two")] + [str(cache)]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launch(2, tmp_path, "config.json", "two", str(cache))
     assert done.returncode == 0, done.stderr[-3000:]
     assert close(tensors(tmp_path / "one"), tensors(tmp_path / "two"), atol=2e-5)
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
+def test_three_processes_run_a_plan_and_encode_once(data: Path, tmp_path: Path) -> None:
+    """Own samples, unequal shares (3, 3 and 2 rows), an empty cache: all as one process does it."""
+    stages = (
+        config(data, objective="diffusion_dro", settings={}, samples={"num_steps": 2, "refresh_every": 2}, num_steps=2),
+        config(data, num_steps=2),
+    )
+    plan = Plan(stages=tuple(stage.replace(optimizer={"learning_rate": 1e-3, "eps": 1e-4}) for stage in stages))
+    run_plan(plan, tmp_path / "one")
+    write_json(tmp_path / "plan.json", dump_config(plan))
+    done = launch(3, tmp_path, "plan.json", "three")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("stage1", "stage2"):
+        assert close(tensors(tmp_path / "one" / stage), tensors(tmp_path / "three" / stage), atol=2e-5)
+        assert len(metrics(tmp_path / "three" / stage)) == 2
+
+
+def test_processes_name_the_row_that_is_not_finite(data: Path, cache: Path, tmp_path: Path) -> None:
+    """The row lies with another process than the one that writes the log."""
+    (tmp_path / "broken_objective.py").write_text(
+        "import torch\n"
+        "from diffalign.types import ObjectiveOutput\n"
+        "def broken(chosen_err, timesteps):\n"
+        "    return ObjectiveOutput(torch.where(timesteps < 600, chosen_err / 0, chosen_err))\n"
+    )
+    settings = config(data, objective="broken_objective:broken", settings={}, batch_size=6, micro_batch_size=6)
+    write_json(tmp_path / "config.json", dump_config(settings))
+    done = launch(2, tmp_path, "config.json", "two", str(cache))
+    draws = draw_rows(load_family("tiny-sd3").process, range(6), (4, 16, 16), seed=0, step=0)
+    order, ids = batch_rows(6, batch_size=6, seed=0, step=0), Preferences(data).ids()
+    places = [place for place, timestep in enumerate(draws.timesteps.tolist()) if timestep < 600]
+    assert [place % 2 for place in places] == [1], "one row, of the second process"
+    assert done.returncode != 0 and f"rows {ids[order[places[0]]]}" in done.stderr
+    assert metrics(tmp_path / "two") == [{"step": 1, "alarms": ["non_finite"], "rows": [ids[order[places[0]]]]}]

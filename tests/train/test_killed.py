@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import config, equal, metrics, tensors
+from train_helpers import config, equal, interrupt_at, metrics, tensors
 
 import diffalign.train.checkpoints as checkpoints
 import diffalign.train.loop as loop
@@ -103,6 +103,9 @@ def test_a_disk_that_fills_up_loses_that_checkpoint_alone(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save(tensors, path)
 
+    (tmp_path / "parts" / "checkpoints" / ".tmp-0badcafe-step-00000002").mkdir(parents=True)  # left by a kill
+    (tmp_path / "parts" / "run.json").write_text((tmp_path / "whole" / "run.json").read_text())
+    (tmp_path / "parts" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
     monkeypatch.setattr(checkpoints, "save_file", filling)
     with pytest.raises(DiffalignError, match="no space left"):
         train(settings, tmp_path / "parts", cache=cache)
@@ -136,14 +139,15 @@ def test_a_disk_that_is_really_full(data: Path, cache: Path, tmp_path: Path, sma
     assert equal(tensors(tmp_path / "whole"), tensors(small_disk / "run"))
 
 
-def test_the_last_line_of_the_metrics_may_be_cut(data: Path, cache: Path, tmp_path: Path) -> None:
-    settings = config(data, num_steps=2)
-    train(settings, tmp_path, cache=cache)
-    before = timeless(tmp_path)
+def test_the_last_line_of_the_metrics_may_be_cut(data: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    settings = config(data, num_steps=4)
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path, cache=cache)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "lo')
+        file.write('{"step": 4, "lo')
     train(settings, tmp_path, cache=cache)
-    assert timeless(tmp_path) == before
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -154,11 +158,11 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
     train(settings, tmp_path / "whole", cache=cache)
     step, sent = loop._step, []
 
-    def interrupted(run: Any, at: int) -> Any:
+    def interrupted(run: Any, at: int, stop: Any) -> Any:
         if at == 1 and not sent:
             sent.append(at)
             os.kill(os.getpid(), number)
-        return step(run, at)
+        return step(run, at, stop)
 
     monkeypatch.setattr(loop, "_step", interrupted)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

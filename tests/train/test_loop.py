@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_helpers import close, config, equal, metrics, tensors
+from train_helpers import close, config, equal, interrupt_at, metrics, tensors
 
 import diffalign.train.build as build
-import diffalign.train.loop as loop
 from diffalign.core import DiffalignError
-from diffalign.data import Preferences, ResizeRecipe, batch_rows
+from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe, batch_rows
 from diffalign.models import load_family
 from diffalign.train import LiveLatents, draw_rows, fill_cache, train
 from diffalign.train.rows import PairRows
@@ -48,19 +49,10 @@ def test_interrupted_and_resumed_equals_never_interrupted(
     """Bit for bit, also when the kill comes after steps that no checkpoint holds."""
     settings = config(data, train=kind, num_steps=5)
     train(settings, tmp_path / "whole", cache=cache)
-    step, kills = loop._step, [3, 4, 1]
-
-    def dying(run: Any, number: int) -> Any:
-        if kills and number == kills[0]:
-            kills.pop(0)
-            raise KeyboardInterrupt
-        return step(run, number)
-
-    monkeypatch.setattr(loop, "_step", dying)
+    interrupt_at(monkeypatch, 3, 4)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "parts", cache=cache)
-    kills.clear()
     train(settings, tmp_path / "parts", cache=cache)
     for name in ("policy", "ema"):
         assert equal(tensors(tmp_path / "whole", name), tensors(tmp_path / "parts", name))
@@ -86,9 +78,15 @@ def test_cached_latents_equal_live_ones(data: Path, cache: Path) -> None:
         torch.testing.assert_close(value, batches[1].condition[key], rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_checkpointing_gives_equal_gradients(data: Path, cache: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_equal_gradients(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    calls = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or checkpoint(*a, **k))
     for on in (False, True):
         train(config(data, gradient_checkpointing=on, num_steps=2), tmp_path / str(on), cache=cache)
+        assert bool(calls) == on, "blocks are recomputed exactly when asked"
     assert close(tensors(tmp_path / "False"), tensors(tmp_path / "True"), atol=1e-6)
 
 
@@ -105,17 +103,75 @@ def test_second_stage_starts_from_and_refers_to_the_first(data: Path, cache: Pat
         assert metrics(tmp_path / way)[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_changed_data_and_settings_are_refused_on_resume(data: Path, cache: Path, tmp_path: Path) -> None:
-    settings = config(data, num_steps=2)
-    train(settings, tmp_path / "run", cache=cache)
+def test_changed_data_and_settings_are_refused_on_resume(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(data, num_steps=3, checkpoint_every=1)
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "run", cache=cache)
     with pytest.raises(DiffalignError, match="num_steps"):
         train(settings.replace(num_steps=6), tmp_path / "run", cache=cache)
-    (found,) = (tmp_path / "run" / "checkpoints").glob("step-*")
-    state = json.loads((found / "state.json").read_text())
-    state["hashes"]["data"] = "0" * 64
-    (found / "state.json").write_text(json.dumps(state))
+    state = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
+    written = state.read_text()
+    for what in ("data", "base model"):
+        changed = json.loads(written)
+        changed["hashes"][what] = "0" * 64
+        state.write_text(json.dumps(changed))
+        with pytest.raises(DiffalignError, match=f"the {what} is not what"):
+            train(settings, tmp_path / "run", cache=cache)
+    state.write_text(written)
+    train(settings, tmp_path / "run", cache=cache)
+
+
+def test_a_finished_run_is_left_as_it_is(data: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing loads again; changed data is still told."""
+    settings = config(data, num_steps=1)
+    train(settings, tmp_path, cache=cache)
+    shutil.rmtree(tmp_path / "checkpoints")
+    monkeypatch.setattr(build, "load_family", lambda *_, **__: pytest.fail("a weight was loaded"))
+    assert train(settings, tmp_path, cache=cache) == tmp_path / "policy"
+    made_with = tmp_path / "policy" / "made_with.json"
+    made_with.write_text(made_with.read_text().replace('"data": "', '"data": "0'))
     with pytest.raises(DiffalignError, match="the data is not what"):
-        train(settings, tmp_path / "run", cache=cache)
+        train(settings, tmp_path, cache=cache)
+
+
+def test_ties_are_left_out_and_swapped_labels_refused(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """Diffusion-DPO takes every chosen image as better, and does not see labels."""
+    rows = list(Preferences(data))
+    for name, labels in (("ties", [1.0, 0.5, 0.9, 0.5, 1.0, 1.0]), ("swapped", [1.0, 0.2, 1.0, 1.0, 1.0, 1.0])):
+        with PreferenceWriter(tmp_path / name, form="pair") as writer:
+            for row, label in zip(rows, labels, strict=True):
+                writer.write(dataclasses.replace(row, label=label))
+    train(config(tmp_path / "ties", num_steps=1), tmp_path / "a")
+    assert "2 of 6 rows are ties" in capsys.readouterr().err
+    with pytest.raises(DiffalignError, match="1 labels are below"):
+        train(config(tmp_path / "swapped", num_steps=1), tmp_path / "b")
+
+
+def test_objectives_that_pairs_cannot_feed_are_refused_before_any_weight_loads(
+    data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(build, "load_family", lambda *_, **__: pytest.fail("a weight was loaded"))
+    (tmp_path / "odd_objectives.py").write_text(
+        "from diffalign.objectives import objective\n"
+        "from diffalign.types import ObjectiveOutput\n"
+        "def old(old_chosen_err): return ObjectiveOutput(old_chosen_err)\n"
+        "def sets(err, scores): return ObjectiveOutput(err.mean(1))\n"
+        "@objective('coupled_for_a_test', couples_batch=True)\n"
+        "def coupled(chosen_err): return ObjectiveOutput(chosen_err - chosen_err.mean())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for changes, words in (
+        ({"objective": "odd_objectives:old", "settings": {}}, "old_chosen_err, which training on pairs cannot give"),
+        ({"objective": "odd_objectives:sets", "settings": {}}, "err, scores"),
+        ({"objective": "odd_objectives:coupled", "settings": {}, "micro_batch_size": 4}, "micro_batch_size"),
+        ({"settings": {"beta": -100.0}}, "beta above 0"),
+        ({"settings": {"beta": "100"}}, "a number as beta"),
+    ):
+        with pytest.raises(DiffalignError, match=words):
+            train(config(data, **changes), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_names_the_rows(data: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -166,7 +222,7 @@ def test_bad_settings_stop_before_any_weight_loads(data: Path, tmp_path: Path, m
         ({"objective": "difusion_dpo"}, "diffusion_dpo"),
         ({"settings": {"betta": 1}}, "beta"),
         ({"reference": "ema", "ema": None}, "section ema"),
-        ({"train": "full", "start": "x"}, "fuse"),
+        ({"train": "full", "start": str(data)}, "fuse"),
     ):
         with pytest.raises(DiffalignError, match=words):
             train(config(data, **changes), tmp_path / "run")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import config, equal, metrics, tensors
+from train_helpers import config, equal, interrupt_at, metrics, tensors
 
-import diffalign.train.loop as loop
 from diffalign.core import read_json
 from diffalign.models import load_family
 from diffalign.train import FullWeights, LoraWeights, frozen_dtype, train
@@ -59,19 +58,11 @@ def test_the_loss_scale_resumes_and_overflows_are_skipped(
     assert skipped[0] == 1 and "grad_norm" not in rows[0] and rows[1]["loss"] == pytest.approx(LOG_2, abs=1e-7)
     assert [row["loss_scale"] for row in rows[:2]] == [2.0**39, 2.0**38]
 
-    step, kills = loop._step, [3]
-
-    def dying(run: loop.Run, number: int) -> dict[str, float]:
-        if kills and number == kills[0]:
-            raise KeyboardInterrupt
-        return step(run, number)
-
-    monkeypatch.setattr(loop, "_step", dying)
+    interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "parts", cache=cache)
     saved = read_json(tmp_path / "parts" / "checkpoints" / "step-00000003" / "state.json")
     assert saved["scaler"]["scale"] == rows[2]["loss_scale"]
-    kills.clear()
     train(settings, tmp_path / "parts", cache=cache)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
     assert [row["loss_scale"] for row in metrics(tmp_path / "parts")] == [row["loss_scale"] for row in rows]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import config, equal, tensors
+from train_helpers import config, equal, interrupt_at, tensors
 
-import diffalign.train.loop as loop
 from diffalign.core import DiffalignError
 from diffalign.models import LoraSettings, load_family
 from diffalign.train import LoraWeights, SamplesConfig, SampleSource, train
@@ -48,8 +48,32 @@ def test_states_of_the_trajectory_are_scored_against_what_the_policy_said_there(
     )
     assert torch.equal(alone.timesteps, own.timesteps[1:2])
     torch.testing.assert_close(alone.noisy, own.noisy[1:2], rtol=1e-4, atol=1e-4)
-    grids = {tuple(made._grid(made.weights.family, step) or ()) for step in range(20)}
-    assert len(grids) > 15 and all(0 <= t < 1000 for grid in grids for t in grid)
+    grids = {tuple(*made._grid(made.weights.family, step).values()) for step in range(20)}
+    assert len(grids) > 15 and all(0 <= level < 1000 for grid in grids for level in grid)
+
+
+def test_a_flows_trajectory_meets_other_noise_levels_at_every_step() -> None:
+    family = load_family("tiny-sd3")
+    weights = LoraWeights(family)
+    weights.create("policy", LoraSettings(rank=3, alpha=3, targets=family.lora_targets), seed=0)
+    made = SampleSource(SamplesConfig(num_steps=3), weights, seed=1)
+    grids = [made._grid(family, step)["sigmas"] for step in range(20)]
+    assert len({round(level, 6) for grid in grids for level in grid}) == 60
+    assert all(1 >= high > low > 0 for grid in grids for high, low in pairwise(grid))
+    condition = family.encode_prompts(["a photo of grass", "a photo of gravel"])
+    own = [
+        made.draw(
+            step,
+            places=[0, 1],
+            shape=family.latent_shape(16, 16),
+            condition=condition,
+            empty=family.encode_prompts([""]),
+            shared_noise=torch.zeros(2, *family.latent_shape(16, 16)),
+            timesteps=torch.tensor([1.0, 2.0]),
+        )
+        for step in (0, 1)
+    ]
+    assert set(own[0].timesteps.tolist()).isdisjoint(own[1].timesteps.tolist())
 
 
 def test_finished_samples_are_noised_again_with_shared_or_other_noise() -> None:
@@ -97,19 +121,11 @@ def test_published_rule_logs_gate_and_drift(data: Path, cache: Path, tmp_path: P
 def test_stale_policies_resume_bit_for_bit(data: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     settings = dro(data, num_steps=5, samples={"num_steps": 2, "refresh_every": 3})
     train(settings, tmp_path / "whole", cache=cache)
-    step, kills = loop._step, [3]
-
-    def dying(run: Any, number: int) -> Any:
-        if kills and number == kills[0]:
-            raise KeyboardInterrupt
-        return step(run, number)
-
-    monkeypatch.setattr(loop, "_step", dying)
+    interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "parts", cache=cache)
     (saved,) = (tmp_path / "parts" / "checkpoints").glob("step-*")
     assert load_file(saved / "old.safetensors")
-    kills.clear()
     train(settings, tmp_path / "parts", cache=cache)
     assert equal(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+import diffalign.train.loop as loop
 from diffalign.train import TrainConfig
 
 
@@ -16,6 +18,7 @@ def config(data: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "model": "tiny-sd3",
         "data": str(data),
+        "objective": "diffusion_dpo",
         "settings": {"beta": 100.0},
         "resolution": 32,
         "num_steps": 4,
@@ -27,6 +30,19 @@ def config(data: Path, **changes: Any) -> TrainConfig:
         "optimizer": {"learning_rate": 1e-3},
     }
     return TrainConfig(**values | changes)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Training stops, without a checkpoint, as soon as it reaches each of these steps, one after the other."""
+    step, ahead = loop._step, list(steps)
+
+    def dying(run: loop.Run, number: int, stop: Any) -> Any:
+        if ahead and number == ahead[0]:
+            ahead.pop(0)
+            raise KeyboardInterrupt
+        return step(run, number, stop)
+
+    monkeypatch.setattr(loop, "_step", dying)
 
 
 def tensors(folder: Path, name: str = "policy") -> dict[str, torch.Tensor]:

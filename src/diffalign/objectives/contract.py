@@ -77,11 +77,15 @@ class ObjectiveSpec:
         """The objective as a function of the quantities alone.
 
         Raises:
-            DiffalignError: a setting it does not have (with the nearest), or one it needs is missing.
+            DiffalignError: a setting it does not have (with the nearest), one that is no number, or one is missing.
         """
         for key in settings:
             if key not in self.settings:
                 raise unknown(f"setting of objective {self.name!r}", key, self.settings)
+        for key, value in settings.items():
+            wanted = self.function.__annotations__.get(key)
+            if wanted in (float, "float") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise DiffalignError(f"objective {self.name!r} needs a number as {key}, got {value!r}")
         missing = [key for key in self.required if key not in settings]
         if missing:
             raise DiffalignError(f"objective {self.name!r} needs the setting {', '.join(missing)}")
@@ -113,7 +117,11 @@ def get_objective(name: str) -> ObjectiveSpec:
     Raises:
         DiffalignError: unknown (with the nearest), or its parameters are not quantities.
     """
-    return _spec(name, resolve(name), False) if ":" in name else OBJECTIVES.get(name)
+    if ":" not in name:
+        return OBJECTIVES.get(name)
+    function = resolve(name)
+    decorated = [one for one in map(OBJECTIVES.get, OBJECTIVES) if one.function is function]
+    return decorated[0] if decorated else _spec(name, function, False)
 
 
 def _spec(name: str, function: Callable[..., ObjectiveOutput], couples_batch: bool) -> ObjectiveSpec:

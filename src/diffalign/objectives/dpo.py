@@ -32,7 +32,7 @@ def diffusion_dpo(
         Loss (B,) in nats; metrics of ``pair_metrics``.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or beta is not above 0.
 
     Source:
         Wallace et al. 2023, arXiv 2311.12908, Eq. 14. Departures, shared with the authors' code: errors are means
@@ -50,6 +50,8 @@ def diffusion_dpo(
         ref_chosen_err=ref_chosen_err,
         ref_rejected_err=ref_rejected_err,
     )
+    if beta <= 0:
+        raise ValueError(f"expected beta above 0, got {beta}")
     z = -beta / 2 * ((chosen_err - ref_chosen_err) - (rejected_err - ref_rejected_err))
     return ObjectiveOutput(
         F.softplus(-z), pair_metrics(z, chosen_err - ref_chosen_err, rejected_err - ref_rejected_err)

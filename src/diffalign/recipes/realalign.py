@@ -63,7 +63,8 @@ def realalign_sd15(data: str, model: str = "stable-diffusion-v1-5/stable-diffusi
         optimizer=OptimizerConfig(
             learning_rate=2.56e-6,  # [code] 1e-8 x 256
             warmup_steps=125,  # [code]
-            weight_decay=1e-2,  # [code] the optimiser's default
+            weight_decay=1e-2,  # [not stated] the optimiser's default
+            max_grad_norm=1.0,  # [not stated] as in Stage 1
         ),
         resolution=512,
         flip=False,  # [not stated]
@@ -84,7 +85,7 @@ def realalign_sd15(data: str, model: str = "stable-diffusion-v1-5/stable-diffusi
 )
 def realalign_sd35m(data: str, model: str = "stabilityai/stable-diffusion-3.5-medium") -> Plan:
     """RealAlign on SD 3.5 medium, with the released settings."""
-    lora = LoraConfig(rank=32, alpha=64.0, init="gaussian")  # [code] attention of both streams
+    lora = LoraConfig(rank=32, alpha=64.0, init="gaussian")  # [code] attention of both streams; init [not stated]
     ema = EmaConfig(decay=0.9, every=8, warmup=False)  # [code] warm-up [not stated]
     stage1 = TrainConfig(
         model=model,
@@ -103,7 +104,8 @@ def realalign_sd35m(data: str, model: str = "stabilityai/stable-diffusion-3.5-me
             target="prediction",  # [code]
             noise="shared",  # [code]
         ),
-        resolution=512,
+        resolution=512,  # [code]
+        max_sequence_length=128,  # [code] 205 text tokens
         flip=True,  # [code]
         prompt_drop=0.2,  # [code]
         num_steps=3200,  # [code] 1600 epochs of 512
@@ -118,9 +120,14 @@ def realalign_sd35m(data: str, model: str = "stabilityai/stable-diffusion-3.5-me
         settings={"beta": 100.0},  # [code] constant on velocity errors
         lora=lora,
         reference="start",  # [code] Stage 1 loaded twice
-        optimizer=OptimizerConfig(learning_rate=2.56e-6, betas=(0.9, 0.999), weight_decay=1e-4),  # [code] constant
+        optimizer=OptimizerConfig(
+            learning_rate=2.56e-6,  # [code] constant
+            weight_decay=1e-4,  # [not stated] as in Stage 1
+            max_grad_norm=1.0,  # [not stated] as in Stage 1
+        ),
         ema=ema,
         resolution=512,
+        max_sequence_length=128,  # [code]
         flip=False,  # [not stated]
         prompt_drop=0.0,  # [code]
         num_steps=450,  # [history] the reported checkpoint

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffalign.core import DiffalignError, torch_generator
 from diffalign.models import Family, RectifiedFlow
 
-__all__ = ["Sampled", "Solver", "initial_noise", "make_scheduler", "sample_latents"]
+__all__ = ["Predict", "Sampled", "Solver", "fitting_solvers", "initial_noise", "make_scheduler", "sample_latents"]
 
 Solver = Literal["dpm++", "ddim", "euler"]
 Predict = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -49,6 +49,11 @@ def initial_noise(shape: Sequence[int], *seeds: object) -> Tensor:
     return torch.randn(tuple(shape), generator=torch_generator("initial noise", *seeds))
 
 
+def fitting_solvers(family: Family) -> tuple[Solver, ...]:
+    """The solvers for a model's process, the one that is taken by default first."""
+    return ("euler",) if isinstance(family.process, RectifiedFlow) else ("dpm++", "ddim")
+
+
 def make_scheduler(family: Family, solver: Solver | None = None) -> Any:
     """A diffusers scheduler of this solver for the model's own noise schedule.
 
@@ -60,7 +65,7 @@ def make_scheduler(family: Family, solver: Solver | None = None) -> Any:
     Raises:
         DiffalignError: the solver does not fit the model's process.
     """
-    fitting: tuple[Solver, ...] = ("euler",) if isinstance(family.process, RectifiedFlow) else ("dpm++", "ddim")
+    fitting = fitting_solvers(family)
     solver = solver or fitting[0]
     if solver not in fitting:
         kinds = ", ".join(get_args(Solver))
@@ -84,6 +89,7 @@ def sample_latents(
     guidance_scale: float = 1.0,
     negative_condition: Mapping[str, Tensor] | None = None,
     timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
     predict: Predict | None = None,
     keep_trajectory: bool = False,
 ) -> Sampled:
@@ -100,6 +106,7 @@ def sample_latents(
         guidance_scale: g of text guidance; 1 is off.
         negative_condition: rows of the unconditional branch, B of them; needed when g is not 1.
         timesteps: instead of the solver's own grid, descending; "dpm++" alone takes them.
+        sigmas: the same for "euler", in (0, 1], before the model's shift.
         predict: called as (noisy, timesteps, condition) instead of ``family.predict``.
         keep_trajectory: keep the states and predictions.
 
@@ -115,7 +122,9 @@ def sample_latents(
             f"guidance_scale {guidance_scale} needs a negative_condition, e.g. encode_prompts(['', ...])"
         )
     scheduler = make_scheduler(family, solver)
-    if timesteps is None:
+    if sigmas is not None:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=noise.device)
+    elif timesteps is None:
         scheduler.set_timesteps(num_steps, device=noise.device)
     else:
         scheduler.set_timesteps(timesteps=list(timesteps), device=noise.device)

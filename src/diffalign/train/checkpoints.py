@@ -15,7 +15,14 @@ from torch import Tensor
 from diffalign.core import DiffalignError, atomic_path, read_json, write_json
 from diffalign.train.weights import Weights
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "optimizer_tensors", "restore_optimizer", "save_checkpoint"]
+__all__ = [
+    "latest_checkpoint",
+    "load_checkpoint",
+    "optimizer_tensors",
+    "refuse_changes",
+    "restore_optimizer",
+    "save_checkpoint",
+]
 
 KEEP = 2  # checkpoints that stay; the one before the newest is there in case the newest is damaged
 
@@ -80,17 +87,25 @@ def load_checkpoint(
         DiffalignError: something it depends on has changed (named), or the checkpoint is damaged.
     """
     state: dict[str, Any] = read_json(path / "state.json")
-    for what, value in expected.items():
-        if state["hashes"].get(what) != value:
-            before = str(state["hashes"].get(what, "not recorded"))
-            raise DiffalignError(
-                f"cannot go on from {path}: the {what} is not what the run was begun with (hash {value[:12]}, it was "
-                f"{before[:12]}). Put it back, or begin a new run in another folder."
-            )
+    refuse_changes(path, state["hashes"], expected)
     for name in state["names"]:
         _copy(_load(path / f"{name}.safetensors"), weights.parameters(name), path / name)
     restore_optimizer(optimizer, weights.parameters("policy"), _load(path / "optimizer.safetensors"))
     return state
+
+
+def refuse_changes(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compare the hashes of what a run depends on.
+
+    Raises:
+        DiffalignError: one is not what it was; names it.
+    """
+    for what, value in now.items():
+        if before.get(what) != value:
+            raise DiffalignError(
+                f"cannot go on from {path}: the {what} is not what the run was begun with (hash {value[:12]}, it was "
+                f"{before.get(what, 'not recorded')[:12]}). Put it back, or begin a new run in another folder."
+            )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

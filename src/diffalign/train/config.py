@@ -75,7 +75,7 @@ class TrainConfig(Config):
 
     model: str = setting(..., "folder, hub id or embedded name of the base model")
     data: str = setting(..., "folder or files of preference rows")
-    objective: str = setting("diffusion_dpo", "a registered name, or module:function")
+    objective: str = setting(..., "a registered name, or module:function")
     settings: dict[str, Any] = setting({}, "of the objective, such as beta")
     start: str = setting("", "LoRA, or folder of a fine-tuned denoiser, that the run starts from; empty for the base")
     start_as: Literal["continue", "keep", "fuse"] = setting(
@@ -92,6 +92,7 @@ class TrainConfig(Config):
     ema: EmaConfig | None = setting(None, "moving average of the policy; none by default")
     samples: SamplesConfig | None = setting(None, "own samples, for objectives that ask for policy_err")
     resolution: int = setting(512, "images are resized and centre-cropped to it", unit="pixels", ge=8)
+    max_sequence_length: int = setting(256, "T5 tokens per prompt, where the model has T5", unit="tokens", ge=1)
     flip: bool = setting(True, "mirror half of the rows, both sides of a pair alike")
     prompt_drop: float = setting(0.0, "share of rows whose prompt is emptied", ge=0, lt=1)
     num_steps: int = setting(1000, "optimiser steps", ge=1)
@@ -114,18 +115,11 @@ class TrainConfig(Config):
         """
         if self.reference == "ema" and self.ema is None:
             raise DiffalignError("reference ema needs the section ema, with its decay")
-        if self.train == "full" and self.start and not self.start_is_denoiser and self.start_as != "fuse":
-            raise DiffalignError("with train full, a LoRA to start from can only be fused: set start_as to fuse")
-        if self.reference == "base" and self.start and (self.start_as == "fuse" or self.start_is_denoiser):
+        if self.start and self.start_as == "fuse" and self.train == "lora" and self.mixed_precision != "no":
             raise DiffalignError(
-                "the base is gone once a LoRA is fused or a denoiser put in its place: set reference to start, or "
-                "start_as to keep"
+                f"start_as fuse with {self.mixed_precision} rounds part of the LoRA away: set start_as to keep, which "
+                "gives the same model and loses nothing"
             )
-
-    @property
-    def start_is_denoiser(self) -> bool:
-        """Whether ``start`` is the folder of a whole denoiser, which takes the base's place."""
-        return is_denoiser(self.start)
 
 
 def is_denoiser(path: str) -> bool:

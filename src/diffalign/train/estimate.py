@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffalign.data import Preferences, estimate_bytes
 from diffalign.models import Family, outline_family
 from diffalign.objectives import get_objective
-from diffalign.train.build import frozen_dtype, lora_settings
+from diffalign.train.build import frozen_dtype, lora_settings, reference_path, set_text_length
 from diffalign.train.checkpoints import KEEP
 from diffalign.train.config import TrainConfig
 from diffalign.train.quantities import Needs, needs_of
@@ -46,13 +46,15 @@ class Estimate:
 def estimate(config: TrainConfig) -> Estimate:
     """Pass one micro-batch through the architecture without weights, and count.
 
-    Memory leaves out what the allocator and the libraries' workspaces take, and what gradient checkpointing saves.
+    Memory leaves out the text encoders and the autoencoder, which are gone once everything is encoded, what the
+    allocator and the libraries' workspaces take, and what gradient checkpointing saves.
     Attention is counted as fused: it keeps its inputs and output, not the matrix of all pairs.
 
     Raises:
         DiffalignError: the model's files are not at hand.
     """
     family = outline_family(config.model, dtype=frozen_dtype(config))
+    set_text_length(family, config)
     weights: LoraWeights | FullWeights
     if config.train == "full":
         weights = FullWeights(family)
@@ -100,10 +102,13 @@ def _passes_without_gradient(config: TrainConfig, needs: Needs) -> float:
 def _memory(config: TrainConfig, family: Family, needs: Needs, trained: int, activations: int) -> dict[str, int]:
     stale = config.samples is not None and config.samples.refresh_every > 1
     reference = bool(needs.reference) and config.reference != "ema"
-    reference_copy = reference and (config.train == "full" or (bool(config.start) and config.start_as == "continue"))
+    continued = bool(config.start) and config.start_as == "continue"
+    reference_copy = reference and (config.train == "full" or continued or bool(reference_path(config)))
+    cast = config.train == "full" and config.mixed_precision != "no"
     return {
         "model": sum(p.numel() * p.element_size() for p in family.denoiser.parameters()),
         "copies of trained weights": trained * sum([config.ema is not None, stale, reference_copy]),
+        "half-precision weights": trained // 2 if cast else 0,
         "gradients": trained,
         "optimiser": 2 * trained,
         "activations" + (" before checkpointing" if config.gradient_checkpointing else ""): activations,

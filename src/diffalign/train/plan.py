@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from diffalign.core import Config, DiffalignError, RunFolder, get_console, setting
+from diffalign.core import Config, DiffalignError, RunFolder, get_console, seed_from, setting
+from diffalign.train.build import check, make_accelerator
 from diffalign.train.config import TrainConfig
 from diffalign.train.loop import train
 
@@ -34,6 +36,13 @@ class Plan(Config):
                     f"stage {number} trains full weights and can only fuse the LoRA before it: set "
                     f"stages[{number - 1}].start_as to fuse"
                 )
+            if stage.reference == "base" and (before.train == "full" or stage.start_as == "fuse"):
+                raise DiffalignError(
+                    f"stage {number} has no base to refer to once the weights before it are in its place: set "
+                    f"stages[{number - 1}].reference to start, or start_as to keep"
+                )
+            if before.train == "lora" and stage.start_as == "fuse" and stage.mixed_precision != "no":
+                raise DiffalignError(f"stage {number}: start_as fuse rounds part of the LoRA away; set it to keep")
             if stage.start:
                 raise DiffalignError(f"stage {number} starts from the stage before it: leave its start empty")
 
@@ -47,20 +56,26 @@ def run_plan(plan: Plan, folder: str | Path, *, tensorboard: bool = False) -> Pa
         tensorboard: write TensorBoard event files too, into each stage's folder.
 
     Returns:
-        The folder of the last stage's trained weights.
+        The folder of the last stage's trained weights: its average where ``feed`` says so and it has one.
 
     Raises:
-        DiffalignError: see ``train``.
+        DiffalignError: see ``train``; every stage is checked before the first one runs.
     """
-    folder, result = Path(folder), Path()
-    with RunFolder.open(folder, plan, kind="plan"):
+    folder = Path(folder)
+    for stage in plan.stages:
+        check(stage)
+    is_main = make_accelerator().is_main_process
+    with RunFolder.open(folder, plan, kind="plan") if is_main else nullcontext():
         for number, stage in enumerate(plan.stages, start=1):
             if number > 1:
-                stage = stage.replace(start=str(folder / f"stage{number - 1}" / plan.feed))
-            get_console().print(
-                f"stage {number} of {len(plan.stages)}: {stage.objective} on {stage.model}, {stage.num_steps} steps of "
-                f"{stage.batch_size} rows",
-                markup=False,
-            )
-            result = train(stage, folder / f"stage{number}", cache=folder / "latents", tensorboard=tensorboard)
-    return result
+                # other draws than the stage before: it would be judged on the very noise it was fitted to
+                seed = seed_from("stage", number, stage.seed)
+                stage = stage.replace(start=f"stage{number - 1}/{plan.feed}", seed=seed)
+            if is_main:
+                get_console().print(
+                    f"stage {number} of {len(plan.stages)}: {stage.objective} on {stage.model}, "
+                    f"{stage.num_steps} steps of {stage.batch_size} rows",
+                    markup=False,
+                )
+            train(stage, folder / f"stage{number}", cache=folder / "latents", root=folder, tensorboard=tensorboard)
+    return folder / f"stage{len(plan.stages)}" / (plan.feed if plan.stages[-1].ema is not None else "policy")

@@ -15,7 +15,7 @@ from diffalign.data import LatentCache, Posterior, Preferences, ResizeRecipe, Vi
 from diffalign.models import Family
 from diffalign.train.batches import Draws, sample_posterior
 
-__all__ = ["Latents", "LiveLatents", "PairRows", "RowBatch", "data_hash", "fill_cache"]
+__all__ = ["Latents", "LiveLatents", "PairRows", "RowBatch", "data_hash", "fill_cache", "open_cache"]
 
 
 class Latents(Protocol):
@@ -129,14 +129,18 @@ def fill_cache(
         flip: encode the mirrored view too.
         batch_size: images per pass.
     """
-    recipe = ResizeRecipe(size=resolution)
-    cache = LatentCache.open(folder, model_revision=family.encoder_revision, recipe=recipe)
+    cache = open_cache(folder, family, resolution=resolution)
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
     images = progress(preferences.images(), total=None, description="encoding images", unit="images")
     cache.fill(images, family.encode_images, views=views, batch_size=batch_size)
     prompts = dict.fromkeys(["", *preferences.prompts()])
     cache.fill_prompts(list(prompts), family.encode_prompts)
     return cache
+
+
+def open_cache(folder: str | Path, family: Family, *, resolution: int) -> LatentCache:
+    """The cache of a family's latents at this size, as it is."""
+    return LatentCache.open(folder, model_revision=family.encoder_revision, recipe=ResizeRecipe(size=resolution))
 
 
 def data_hash(preferences: Preferences) -> str:

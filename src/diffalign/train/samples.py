@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class SampleSource:
                 num_steps=config.num_steps,
                 guidance_scale=config.guidance_scale,
                 negative_condition=negative,
-                timesteps=self._grid(family, step),
+                **self._grid(family, step),
                 predict=predict,
                 keep_trajectory=config.state == "trajectory",
             )
@@ -100,13 +101,16 @@ class SampleSource:
             timesteps=sampled.timesteps.to(device)[chosen],
         )
 
-    def _grid(self, family: Family, step: int) -> list[int] | None:
-        """Evenly spaced timesteps under one random offset per step, so that over the run every timestep is met.
+    def _grid(self, family: Family, step: int) -> dict[str, Any]:
+        """An even grid under one random offset per step, so that over the run every noise level is met.
 
         Departure from Diffusion-DRO's code, which draws the offset per sample: diffusers' solvers step a whole batch.
         """
-        if isinstance(family.process, RectifiedFlow):
-            return None
-        total, steps = family.process.num_train_timesteps, self.config.num_steps
+        steps = self.config.num_steps
         offset = float(torch.rand((), generator=torch_generator("grid offset", self.seed, step)))
-        return [int((index + offset) * total / steps) for index in reversed(range(steps))]
+        if not isinstance(family.process, RectifiedFlow):
+            total = family.process.num_train_timesteps
+            return {"timesteps": [int((index + offset) * total / steps) for index in reversed(range(steps))]}
+        if self.config.state == "renoised":  # the finished sample alone is used: the solver's own grid ends best
+            return {}
+        return {"sigmas": [(index + 1 - offset) / steps for index in reversed(range(steps))]}

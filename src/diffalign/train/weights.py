@@ -7,6 +7,7 @@ on shared layers or a second copy of the network.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -77,15 +78,18 @@ class LoraWeights:
     def __init__(self, family: Family, kept: Mapping[str, float] | None = None) -> None:
         self.family = family
         self.kept = dict(kept or {})
+        self.alone: set[str] = set()  # names under which what is kept is off
         self.wrapped: dict[str, nn.Module] = {}
 
     def create(self, name: str, settings: LoraSettings, *, seed: int) -> None:
         """Add a trainable adapter that starts as the identity."""
         add_adapter(self.family.denoiser, name, settings, seed=seed)
 
-    def load(self, name: str, path: str, *, trainable: bool) -> None:
-        """Add an adapter from a file or folder."""
+    def load(self, name: str, path: str, *, trainable: bool, alone: bool = False) -> None:
+        """Add an adapter from a file or folder; ``alone``: it belongs on the base, without what the run keeps."""
         load_adapter(self.family.denoiser, path, name, prefix=self.family.lora_prefix, trainable=trainable)
+        if alone:
+            self.alone.add(name)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The adapter's matrices; none for ``START`` and ``BASE``."""
@@ -101,7 +105,8 @@ class LoraWeights:
         own = {} if name in (START, BASE) else {name: 1.0}
         if own and name not in adapter_names(self.family.denoiser):
             raise unknown("adapter", name, adapter_names(self.family.denoiser))
-        with using(self.family.denoiser, None if name == BASE else self.kept | own):
+        kept = {} if name == BASE or name in self.alone else self.kept
+        with using(self.family.denoiser, kept | own):
             yield partial(self.family.predict, denoiser=self.wrapped.get(name))
 
 
@@ -133,7 +138,7 @@ class FullWeights:
             raise DiffalignError(f"there are weights named {target!r} already; assign to them instead")
         self.networks[target] = copy.deepcopy(self._network(source)).requires_grad_(False).eval()
 
-    def load(self, name: str, path: str, *, trainable: bool) -> None:
+    def load(self, name: str, path: str, *, trainable: bool, alone: bool = False) -> None:
         """Add a network from a folder in diffusers' format."""
         self.copy("policy", name)
         load_denoiser(self.networks[name], path)
@@ -182,6 +187,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 over keys, shapes, types and bytes, whatever file they came from."""
     described = {}
     for key, value in tensors.items():
-        raw = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        described[key] = [list(value.shape), str(value.dtype), raw]
+        raw = value.detach().cpu().contiguous().view(torch.uint8).numpy()
+        described[key] = [list(value.shape), str(value.dtype), hashlib.sha256(raw.data).hexdigest()]
     return content_hash(described)
