@@ -19,7 +19,7 @@ help:  ## Say what there is (the default)
 setup: $(STAMP)  ## Make .venv with everything the other targets need
 
 test: $(STAMP)  ## Run the tests that take seconds
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests that take minutes
 	$(OFFLINE) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -9,7 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from diffalign import __version__
+from diffalign.cli.compare import compare
 from diffalign.cli.env import env
+from diffalign.cli.sample import sample
+from diffalign.cli.score import score
 from diffalign.cli.train import train
 from diffalign.core import DiffalignError, get_console
 
@@ -60,6 +63,9 @@ def _options(
 
 app.command("env")(env)
 app.command("train")(train)
+app.command("sample")(sample)
+app.command("score")(score)
+app.command("compare")(compare)
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError, atomic_path, content_hash, read_json, warn, write_json
 from diffalign.data import Preferences
-from diffalign.models import Family, LoraSettings, fuse_adapter, load_denoiser, load_family, save_adapter
+from diffalign.models import Family, LoraSettings, fuse_adapter, is_denoiser, load_denoiser, load_family, save_adapter
 from diffalign.objectives import ObjectiveSpec, get_objective
 from diffalign.train.checkpoints import refuse_changes
-from diffalign.train.config import TrainConfig, is_denoiser
+from diffalign.train.config import TrainConfig
 from diffalign.train.quantities import Needs, needs_of
 from diffalign.train.rows import PairRows, data_hash, fill_cache, open_cache
 from diffalign.train.samples import SampleSource

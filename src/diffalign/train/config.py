@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from diffalign.core import Config, DiffalignError, read_json, setting
+from diffalign.core import Config, DiffalignError, setting
 
-__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig", "is_denoiser"]
+__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig"]
 
 
 class LoraConfig(Config):
@@ -120,9 +119,3 @@ class TrainConfig(Config):
                 f"start_as fuse with {self.mixed_precision} rounds part of the LoRA away: set start_as to keep, which "
                 "gives the same model and loses nothing"
             )
-
-
-def is_denoiser(path: str) -> bool:
-    """Whether a path is a denoiser in diffusers' format, rather than a LoRA."""
-    config = Path(path) / "config.json"
-    return bool(path) and config.is_file() and "_class_name" in read_json(config)

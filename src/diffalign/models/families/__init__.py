@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffalign.models.families.base import Family, families, load_denoiser, load_family
+from diffalign.models.families.base import Family, families, is_denoiser, load_denoiser, load_family
 from diffalign.models.families.outline import outline_family
 from diffalign.models.families.sd import StableDiffusion
 from diffalign.models.families.sd3 import StableDiffusion3
@@ -12,6 +12,7 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusion3",
     "families",
+    "is_denoiser",
     "load_denoiser",
     "load_family",
     "outline_family",

@@ -22,7 +22,16 @@ from diffalign.core import DiffalignError, Registry, content_hash, read_json, sh
 from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
 from diffalign.models.processes import RectifiedFlow, VariancePreserving, process_from_scheduler
 
-__all__ = ["Family", "families", "family_of", "find_index", "load_denoiser", "load_family", "quiet_loading"]
+__all__ = [
+    "Family",
+    "families",
+    "family_of",
+    "find_index",
+    "is_denoiser",
+    "load_denoiser",
+    "load_family",
+    "quiet_loading",
+]
 
 families: Registry[type[Family]] = Registry("model family")  # by the pipeline class in model_index.json
 
@@ -295,6 +304,12 @@ def load_family(
         return family(pipeline, folder=index.parent, commit=source).to(device)
     except ValueError as error:  # a scheduler of another process
         raise DiffalignError(f"cannot use {path_or_hub_id}: {error}") from error
+
+
+def is_denoiser(path: str | Path) -> bool:
+    """Whether a path is a denoiser's folder in diffusers' format, rather than a LoRA; "" is neither."""
+    config = Path(path) / "config.json"
+    return bool(str(path)) and config.is_file() and "_class_name" in read_json(config)
 
 
 def load_denoiser(denoiser: nn.Module, folder: str | Path) -> None:
