@@ -38,6 +38,13 @@ def test_a_healthy_run_is_quiet(row: Callable[[int], dict[str, Any]]) -> None:
     assert raised(row, 400) == []
 
 
+def test_noise_around_the_reference_is_no_rise() -> None:
+    """Rejected errors rise for sure, chosen ones only scatter above 0 at times."""
+    scatter = [(-1) ** s * 1e-3 + 1e-4 for s in range(400)]
+    found = raised(lambda s: pair(s, chosen_excess=scatter[s], rejected_excess=1e-4 * s), 300)
+    assert "both_errors_rising" not in {name for name, _ in found}
+
+
 @pytest.mark.parametrize(
     ("name", "row", "by"),
     [

@@ -25,6 +25,7 @@ from diffalign.models.families import (
     load_denoiser,
     load_family,
     outline_family,
+    quiet_loading,
 )
 from diffalign.models.processes import (
     Process,
@@ -59,6 +60,7 @@ __all__ = [
     "load_family",
     "outline_family",
     "process_from_scheduler",
+    "quiet_loading",
     "remove_adapter",
     "save_adapter",
     "using",

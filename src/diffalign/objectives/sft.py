@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: fit the preferred images."""
+"""Supervised fine-tuning: fit the preferred images, or the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from diffalign.objectives.contract import objective
 from diffalign.types import ObjectiveOutput
 
-__all__ = ["sft"]
+__all__ = ["sft", "sft_on_rejected"]
 
 
 @objective("sft")
@@ -31,3 +31,26 @@ def sft(chosen_err: Tensor) -> ObjectiveOutput:
         tensor([0.1000, 0.3000])
     """
     return ObjectiveOutput(chosen_err)
+
+
+@objective("sft_on_rejected")
+def sft_on_rejected(rejected_err: Tensor) -> ObjectiveOutput:
+    """The denoising error of the other image: the negative module of contrastive guidance.
+
+        L = e_l
+
+    Args:
+        rejected_err: (B,) policy error on the rejected image.
+
+    Returns:
+        Loss (B,), no metrics.
+
+    Source:
+        PGD 2026, arXiv 2602.18799, which fits one module to each side.
+
+    Example:
+        >>> import torch
+        >>> sft_on_rejected(torch.tensor([0.1, 0.3])).loss
+        tensor([0.1000, 0.3000])
+    """
+    return ObjectiveOutput(rejected_err)

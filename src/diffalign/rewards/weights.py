@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from diffalign.core import DiffalignError, content_hash, read_json, sha256_file
-from diffalign.models import EMBEDDED_MODELS, embedded_path
+from diffalign.models import EMBEDDED_MODELS, embedded_path, quiet_loading
 
 __all__ = ["converted_folder", "find_folder", "load_model", "load_tokenizer", "weights_revision"]
 
@@ -80,9 +80,10 @@ def load_model(model_class: Any, folder: Path, **options: Any) -> Any:
         DiffalignError: weights are missing, of another shape or unreadable.
     """
     try:
-        model, info = model_class.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
+        with quiet_loading():
+            model, info = model_class.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DiffalignError(
             f"cannot load {folder} as a {model_class.__name__}: {error}\nExpected config.json and safetensors weights."

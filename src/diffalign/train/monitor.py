@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 __all__ = ["ALARMS", "Alarm", "Monitor"]
 
@@ -34,7 +34,7 @@ def both_errors_rising(rows: Sequence[Row]) -> str | None:
     chosen, rejected = _column(rows, "chosen_excess"), _column(rows, "rejected_excess")
     if not chosen or not rejected:
         return None
-    rising = [_late(values) > max(0.0, _early(values)) for values in (chosen, rejected)]
+    rising = [_late(values) - 2 * _noise(values) > max(0.0, _early(values)) for values in (chosen, rejected)]
     if not all(rising) or _late(rejected) < 1e-4:
         return None
     return (
@@ -136,6 +136,12 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 
 def _early(values: Sequence[float]) -> float:
     return fmean(values[: len(values) // 2])
+
+
+def _noise(values: Sequence[float]) -> float:
+    """Standard error of the late mean: batches differ."""
+    late = values[len(values) // 2 :]
+    return stdev(late) / math.sqrt(len(late))
 
 
 def _late(values: Sequence[float]) -> float:

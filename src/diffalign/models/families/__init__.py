@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffalign.models.families.base import Family, families, is_denoiser, load_denoiser, load_family
+from diffalign.models.families.base import Family, families, is_denoiser, load_denoiser, load_family, quiet_loading
 from diffalign.models.families.outline import outline_family
 from diffalign.models.families.sd import StableDiffusion
 from diffalign.models.families.sd3 import StableDiffusion3
@@ -16,4 +16,5 @@ __all__ = [
     "load_denoiser",
     "load_family",
     "outline_family",
+    "quiet_loading",
 ]
