@@ -11,12 +11,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-torch-$(TORCH)
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: help setup test test-slow lint docs clean
+.PHONY: help setup demo test test-slow lint docs clean
 
 help:  ## Say what there is (the default)
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## Make .venv with everything the other targets need
+
+demo: $(STAMP)  ## Align the embedded model with real photographs and write runs/demo/report.html
+	$(OFFLINE) $(BIN)/diffalign demo --out runs/demo
 
 test: $(STAMP)  ## Run the tests that take seconds
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(PYTEST_ARGS)

@@ -10,7 +10,9 @@ from typer.core import TyperGroup
 
 from diffalign import __version__
 from diffalign.cli.compare import compare
+from diffalign.cli.demo import demo
 from diffalign.cli.env import env
+from diffalign.cli.inspect import inspect
 from diffalign.cli.sample import sample
 from diffalign.cli.score import score
 from diffalign.cli.train import train
@@ -61,7 +63,9 @@ def _options(
     """Align text-to-image diffusion models from preferences."""
 
 
+app.command("demo")(demo)
 app.command("env")(env)
+app.command("inspect")(inspect)
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("score")(score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -15,15 +16,15 @@ import torch
 from diffalign.core import (
     DiffalignError,
     folder_lock,
-    read_jsonl,
     remove_stale,
     safe_name,
     unknown,
     warn,
     write_jsonl,
 )
-from diffalign.evaluate.sources import OK, ImageRow, Role, ScoreRow, parse_rows, read_images
+from diffalign.evaluate.sources import OK, ImageRow, Role, ScoreRow, checked_images, parse_rows, read_images
 from diffalign.rewards import REWARDS, Reward, load_reward, score
+from diffalign.rewards.contract import UNVERSIONED
 from diffalign.stats import Estimate, mean_interval
 
 __all__ = ["MetricSummary", "read_scores", "score_folder", "summarise", "values_by_prompt"]
@@ -54,14 +55,16 @@ def score_folder(
     A score is kept by (image's sha256, prompt, metric's identity) in ``scores-cache``: a further metric scores only
     itself, a rerun scores nothing, and a killed run goes on where it was. What has no score is a row with its status
     and without a value, and is tried again by a rerun. Metrics that the table already has stay in it, with the roles
-    declared then; of a metric's name, only the version scored last.
+    declared then; of a metric's name, only the version scored last. An image whose pixels are not those of the
+    manifest has no score. The scores of a reward of one's own without a version are not kept.
 
     Args:
         source: as in `read_images`.
         rewards: names as `diffalign.rewards.load_reward` takes them, or loaded rewards.
         out: folder of the table and the cache; by default the images' own.
         weights: of rewards, by name.
-        in_training: names of the metrics that selected data, checkpoints or settings, or were optimised.
+        in_training: names of the metrics that selected data, checkpoints or settings, or were optimised; ``sgp:<name>``
+            has the part that <name> has.
         held_out: names of the metrics that had no such part and that claims may rest on, declared beforehand.
         prompts: as in `read_images`.
         batch_size: images per call of a network.
@@ -75,6 +78,8 @@ def score_folder(
     """
     named = _by_name(rewards, weights or {}, device)
     folder, images = read_images(source, prompts=prompts)
+    if any(image.model is not None for image in images):  # of a manifest; those of a plain folder were just read
+        images = checked_images(folder, images)
     out = folder if out is None else Path(out)
     with folder_lock(out):
         earlier = read_scores(out) if (out / TABLE).exists() else []
@@ -184,13 +189,17 @@ def _roles(
 ) -> dict[str, Role]:
     """Roles declared now or, of metrics in the table, before."""
     before: dict[str, Role] = {row.name: row.role for row in earlier}
+    names = scored | set(before)
+    known = names | {name.removeprefix("sgp:") for name in names}
     for name in (*in_training, *held_out):
-        if name not in scored | set(before):
-            raise unknown("metric with a role", name, scored | set(before))
+        if name not in known:
+            raise unknown("metric with a role", name, known)
+    trained = {*in_training, *(name for name, role in before.items() if role == "in-training")}
+    trained |= {name for name in names if name.removeprefix("sgp:") in trained}  # a style gap is made of its score
     for name in held_out:
-        if name in in_training or before.get(name) == "in-training":
+        if name in trained:
             raise DiffalignError(f"{name} is declared in-training; what once had a part in training is not held-out")
-    now: dict[str, Role] = {**dict.fromkeys(in_training, "in-training"), **dict.fromkeys(held_out, "held-out")}
+    now: dict[str, Role] = {**dict.fromkeys(trained, "in-training"), **dict.fromkeys(held_out, "held-out")}
     return {name: role for name, role in before.items() if role != "undeclared"} | now
 
 
@@ -206,9 +215,10 @@ def _outcomes(reward: Reward, folder: Path, images: Sequence[ImageRow], cache: P
     cache.mkdir(exist_ok=True)
     remove_stale(cache)
     file = cache / f"{safe_name(reward.card.identity)}.jsonl"
-    found: Outcomes = {
-        (row["sha256"], row["prompt"]): (row["value"], OK) for row in (read_jsonl(file) if file.exists() else ())
-    }
+    has_version = reward.card.weights != UNVERSIONED
+    if not has_version:
+        warn(f"{reward.card.name} has no version, so its scores are not kept; give it an attribute version")
+    found = _cached(file) if has_version else {}
     made = {(image.sha256, image.prompt): image for image in images if image.status == OK}
     _warn_of_long_prompts(reward, made.values())
     left = [(key, folder / image.file) for key, image in made.items() if key not in found]
@@ -217,6 +227,8 @@ def _outcomes(reward: Reward, folder: Path, images: Sequence[ImageRow], cache: P
         scores = score(reward, files, [prompt for _, prompt in keys], batch_size=batch_size)
         for key, value, status in zip(keys, scores.values.tolist(), scores.statuses, strict=True):
             found[key] = (value if status == OK else None, status)
+        if not has_version:
+            continue
         write_jsonl(
             file,
             (
@@ -225,6 +237,19 @@ def _outcomes(reward: Reward, folder: Path, images: Sequence[ImageRow], cache: P
                 if status == OK
             ),
         )
+    return found
+
+
+def _cached(file: Path) -> Outcomes:
+    """The scores in a file; a line that is none counts as absent."""
+    found: Outcomes = {}
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+            if isinstance(row["value"], float) and math.isfinite(row["value"]):
+                found[row["sha256"], row["prompt"]] = row["value"], OK
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
     return found
 
 
@@ -258,8 +283,8 @@ def _rows(
     for image in images:
         known = {field.name: getattr(image, field.name) for field in fields(ImageRow)}
         value, known["status"] = outcomes.get((image.sha256, image.prompt), (None, NOT_SCORED))
-        if image.status != OK:
-            value, known["status"] = None, f"{NOT_GENERATED}: {image.status}"
+        if image.status != OK:  # one that has a file was made, and is not what the manifest says
+            value, known["status"] = None, image.status if image.file else f"{NOT_GENERATED}: {image.status}"
         rows.append(
             ScoreRow(**known, metric=metric, name=name, value=value, role=role, higher_is_better=higher_is_better)
         )

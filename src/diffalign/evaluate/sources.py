@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
 
-from diffalign.core import DiffalignError, progress, read_jsonl, read_text, sha256_file
+from diffalign.core import DiffalignError, progress, read_jsonl, read_text, sha256_file, warn
+from diffalign.data import decode_image, image_sha256
+from diffalign.rewards.contract import UNVERSIONED
 from diffalign.sample import prompt_id
 
-__all__ = ["ImageRow", "ScoreRow", "parse_rows", "read_images"]
+__all__ = ["ImageRow", "ScoreRow", "checked_images", "parse_rows", "read_images"]
 
 OK = "ok"
 Role = Literal["in-training", "held-out", "undeclared"]
@@ -42,21 +46,27 @@ class ImageRow:
         sampler: the solver.
         num_steps: of the sampler.
         guidance_scale: of text guidance.
+        negative_prompt: of the unconditional branch.
+        dtype: of the denoiser.
+        sampler_hash: of what else decides the images: a pipeline, its scheduler's settings, its options.
     """
 
     prompt_id: str
     prompt: str
-    seed: int
+    seed: StrictInt
     status: str = OK
     file: str = ""
     sha256: str = ""
-    width: int | None = None
-    height: int | None = None
+    width: StrictInt | None = None
+    height: StrictInt | None = None
     model: str | None = None
     adapter: str | None = None
     sampler: str | None = None
-    num_steps: int | None = None
-    guidance_scale: float | None = None
+    num_steps: StrictInt | None = None
+    guidance_scale: StrictFloat | None = None
+    negative_prompt: str | None = None
+    dtype: str | None = None
+    sampler_hash: str | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,9 +91,14 @@ class ScoreRow(ImageRow):
 
     metric: str
     name: str
-    value: float | None
+    value: StrictFloat | None
     role: Role
-    higher_is_better: bool | None = True
+    higher_is_better: StrictBool | None = True
+
+    @property
+    def has_version(self) -> bool:
+        """Whether the metric's identity tells its version, without which scores of two runs cannot be compared."""
+        return f"@{UNVERSIONED}/" not in self.metric
 
 
 def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None) -> tuple[Path, list[ImageRow]]:
@@ -101,7 +116,8 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
         The folder that the rows' files are relative to; the rows.
 
     Raises:
-        DiffalignError: no images, a wrong row, two rows of the same prompt and seed, or an image without a prompt.
+        DiffalignError: no images, a wrong row, a file outside of the folder, two rows of the same prompt and seed, or an
+            image without a prompt.
     """
     source = Path(source)
     manifest = source / _MANIFEST if source.is_dir() else source
@@ -114,6 +130,8 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
                 raise DiffalignError(
                     f"{manifest}: prompt {row.prompt_id!r}, seed {row.seed} is ok but lacks file or sha256"
                 )
+            if PurePosixPath(row.file).is_absolute() or ".." in PurePosixPath(row.file).parts:
+                raise DiffalignError(f"{manifest}: expected files inside the folder, got {row.file!r}")
     elif source.is_dir():
         if (source / "run.json").exists():
             raise DiffalignError(f"{source} is a run without a {_MANIFEST}; let the sampling finish first")
@@ -126,6 +144,35 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
     if twice:
         raise DiffalignError(f"{manifest}: {len(twice)} (prompt id, seed) stand there twice, the first {twice[0]}")
     return manifest.parent, rows
+
+
+def checked_images(folder: Path, images: Sequence[ImageRow]) -> list[ImageRow]:
+    """The rows, each "ok" only if its file shows the pixels that its sha256 is of; else "error: ..." says why not."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        statuses = pool.map(lambda image: _status(folder, image), images)
+        checked = [
+            replace(image, status=status)
+            for image, status in zip(
+                images, progress(statuses, total=len(images), description="check images", unit="images"), strict=True
+            )
+        ]
+    wrong = [image for image, before in zip(checked, images, strict=True) if image.status != before.status]
+    if wrong:
+        warn(
+            f"{len(wrong)} of {len(images)} images are not those of the manifest; the first, {wrong[0].file}: "
+            f"{wrong[0].status}"
+        )
+    return checked
+
+
+def _status(folder: Path, image: ImageRow) -> str:
+    if image.status != OK:
+        return image.status
+    try:
+        found = image_sha256(decode_image(folder / image.file))
+    except Exception as error:  # decoders of untrusted bytes raise nearly any type
+        return f"error: {type(error).__name__}: {' '.join(str(error).split())}"
+    return OK if found == image.sha256 else "error: not the image of the manifest"
 
 
 def parse_rows(kind: type[Row], path: Path) -> list[Row]:

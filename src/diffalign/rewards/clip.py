@@ -214,7 +214,7 @@ def load_clip_score(score: ClipScore, weights: str | Path | None, device: torch.
     recipe = score.recipe(model.config.vision_config.image_size)
     card = RewardCard(
         name=score.name,
-        weights=weights_revision(folder),
+        weights=weights_revision(folder, tokens),
         preprocessing=recipe.name,
         tensor_preprocessing=recipe.tensor_name,
         range=score.range,

@@ -10,7 +10,8 @@ A reward works in three steps, so that decoding and preprocessing run on threads
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ from torch import Tensor
 from diffalign.core import DiffalignError, Registry
 from diffalign.rewards.pixels import as_rgb, check_pixels
 
-__all__ = ["REWARDS", "Need", "Reward", "RewardCard", "Role"]
+__all__ = ["REWARDS", "UNVERSIONED", "Need", "Reward", "RewardCard", "Role", "whole_float32"]
+
+UNVERSIONED = "unknown"  # in the place of the weights, of a reward that cannot tell its version
 
 Need = Literal["prompt", "group", "reference set"]
 Role = Literal["in-training", "held-out"]
@@ -34,7 +37,8 @@ class RewardCard:
 
     Attributes:
         name: as `load_reward` takes it.
-        weights: the first 12 digits of a sha256 over the weight files; "none" where there are none.
+        weights: the first 12 digits of a sha256 over the files of weights, configuration and tokenizer; "none" where
+            there are none; "unknown" where no version can be told, so that scores of two runs cannot be compared.
         preprocessing: how an image becomes the network's input, as a name that changes whenever the pixels do.
         tensor_preprocessing: the same for `Reward.differentiable_score`; None where there is no such path.
         range: lowest and highest value of the formula.
@@ -152,13 +156,28 @@ class Reward:
     def _score(self, prepared: Sequence[Any], prompts: Sequence[str]) -> Tensor:
         if not len(prompts):
             return torch.empty(0, device=self.device)
-        with torch.autocast(self.device.type, enabled=False):  # half precision moves scores by what models differ by
+        # less precision would move scores by as much as models differ
+        with torch.autocast(self.device.type, enabled=False), whole_float32():
             scores = self.compare(self.encode(prepared), list(prompts))
         if scores.shape != (len(prompts),):
             raise DiffalignError(
                 f"reward {self.card.name!r}: expected scores of shape ({len(prompts)},), got {tuple(scores.shape)}"
             )
         return scores.float()
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Inside the block, float32 products on a GPU are not rounded to TF32; afterwards all is as it was."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 RewardLoader = Callable[[str | Path | None, torch.device], Reward]

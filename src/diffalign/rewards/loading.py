@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.core import DiffalignError, resolve, sha256_file
-from diffalign.rewards.contract import REWARDS, Reward, RewardCard
+from diffalign.rewards.contract import REWARDS, UNVERSIONED, Reward, RewardCard
 from diffalign.rewards.sgp import StyleGap
 
 __all__ = ["FunctionReward", "load_reward"]
@@ -21,7 +21,9 @@ __all__ = ["FunctionReward", "load_reward"]
 class FunctionReward(Reward):
     """The user's own ``function(images, prompts)``: B RGB images and B texts to B numbers.
 
-    Its version is a sha256 over the file that the function stands in.
+    Its version is its attribute ``version`` if it has one, else a sha256 over the file that it stands in. What has
+    neither (a builtin, an instance that can be called) scores all the same, but its scores are neither kept nor
+    compared between runs.
 
     Args:
         name: as ``"module:function"``.
@@ -74,8 +76,10 @@ def load_reward(spec: str, *, weights: str | Path | None = None, device: str | t
 
 
 def _source_revision(function: Callable[..., Any]) -> str:
+    if (version := getattr(function, "version", None)) is not None:
+        return str(version)
     try:
         file = inspect.getsourcefile(function)
     except TypeError:  # a builtin, or an instance that can be called
         file = None
-    return sha256_file(file)[:12] if file else "unknown"
+    return sha256_file(file)[:12] if file else UNVERSIONED

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError, progress, warn
 from diffalign.data import decode_image
-from diffalign.rewards.contract import Reward, check_counts
+from diffalign.rewards.contract import Reward, check_counts, whole_float32
 from diffalign.rewards.loading import load_reward
 from diffalign.rewards.pixels import as_rgb
 
@@ -90,7 +90,8 @@ def score(reward: Reward, images: Sequence[ImageSource], prompts: Sequence[str],
     missing = {status: count for status, count in scores.counts.items() if status != OK}
     if missing:
         listed = ", ".join(f"{count} {status}" for status, count in missing.items())
-        warn(f"{reward.card.name}: {sum(missing.values())} of {len(statuses)} images have no score ({listed})")
+        first = next((f"; the first {status}" for status in statuses if status.startswith(ERROR)), "")
+        warn(f"{reward.card.name}: {sum(missing.values())} of {len(statuses)} images have no score ({listed}){first}")
     return scores
 
 
@@ -148,7 +149,8 @@ def _features(reward: Reward, images: Sequence[ImageSource], batch_size: int) ->
         for image in batch:
             if image.error is not None:
                 raise image.error
-        parts.append(reward.encode([image.input for image in batch]).float().cpu())
+        with whole_float32():
+            parts.append(reward.encode([image.input for image in batch]).float().cpu())
     return torch.cat(parts)
 
 
@@ -222,15 +224,17 @@ def _score_batch(reward: Reward, inputs: dict[int, Any], prompts: Sequence[str])
         return {}
     try:
         values = reward.score_prepared(list(inputs.values()), [prompts[index] for index in inputs]).tolist()
+        return {index: _outcome(value) for index, value in zip(inputs, values, strict=True)}
     except Exception as error:  # whatever a reward raises becomes a status
-        if len(inputs) == 1:
-            return dict.fromkeys(inputs, _failed(error))
-        return {
-            index: outcome
-            for one, prepared in inputs.items()
-            for index, outcome in _score_batch(reward, {one: prepared}, prompts).items()
-        }
-    return {index: _outcome(value) for index, value in zip(inputs, values, strict=True)}
+        failed = _failed(error)
+    # outside of the block, where the error holds the memory of the failed batch no longer
+    if len(inputs) == 1:
+        return dict.fromkeys(inputs, failed)
+    return {
+        index: outcome
+        for one, prepared in inputs.items()
+        for index, outcome in _score_batch(reward, {one: prepared}, prompts).items()
+    }
 
 
 def _outcome(value: float) -> tuple[float, str]:

@@ -19,6 +19,14 @@ __all__ = ["converted_folder", "find_folder", "load_model", "load_tokenizer", "w
 MARK = "reward.json"  # beside converted weights: which reward they are of, and the sha256 of what was converted
 CONFIGS = ("*.json", "*.txt")
 WEIGHTS = (*CONFIGS, "model*.safetensors")
+TOKENIZER = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+}
 
 
 def find_folder(weights: str | Path, files: tuple[str, ...] = WEIGHTS) -> Path:
@@ -108,7 +116,15 @@ def load_tokenizer(folder: Path) -> Any:
         raise DiffalignError(f"cannot load a tokenizer from {folder}: {error}") from error
 
 
-def weights_revision(folder: Path) -> str:
-    """Twelve hex digits of a sha256 over the safetensors files of a folder; about a second per gigabyte."""
-    files = sorted(folder.rglob("*.safetensors"))
-    return content_hash({file.relative_to(folder).as_posix(): sha256_file(file) for file in files})[:12]
+def weights_revision(folder: Path, tokenizer: Path | None = None) -> str:
+    """Twelve hex digits of a sha256 over the weights, configurations and tokenizer; about a second per gigabyte.
+
+    Args:
+        folder: of the model.
+        tokenizer: its tokenizer's folder, where that is another.
+    """
+    decisive = {"config.json", *TOKENIZER}
+    files = [(folder, file) for file in folder.rglob("*") if file.suffix == ".safetensors" or file.name in decisive]
+    if tokenizer is not None and tokenizer != folder:
+        files += [(tokenizer, file) for file in tokenizer.iterdir() if file.name in TOKENIZER]
+    return content_hash(sorted((file.relative_to(place).as_posix(), sha256_file(file)) for place, file in files))[:12]

@@ -32,7 +32,8 @@ class ImageSampler(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """All that decides the images besides prompts and noise, as JSON values.
 
-        At least model, adapter, sampler (texts), num_steps, guidance_scale, and height and width in pixels.
+        At least model, adapter, sampler, negative_prompt, dtype (texts), num_steps, guidance_scale, and height and
+        width in pixels.
         """
         ...
 

@@ -1,12 +1,13 @@
 """Prompts x seeds to a folder of images with a manifest: sharded, resumable, a row for every image, also a failed one.
 
 A folder holds ``images/``, ``manifest.jsonl`` (prompt by prompt), ``grid.png`` (the first prompts as rows, their first
-seeds as columns), ``config.yaml``, ``versions.json``, and ``shards/``, by which a stopped run goes on.
+seeds as columns), ``config.yaml``, ``prompts.jsonl``, ``versions.json``, and ``shards/``, by which a stopped run goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ OK, NOT_FINITE, ERROR = "ok", "not finite", "error"
 _SHARD_IMAGES = 16  # at least, in whole batches: what a kill loses, and how often progress is shown
 _GRID = 8  # rows and columns at most
 _GRID_SIDE = 256  # pixels of a cell at most
-_TOLD = ("model", "adapter", "sampler", "num_steps", "guidance_scale")  # of the sampler's identity, in every row
+# of the sampler's identity, in every row; what else it holds is there as one hash
+_TOLD = ("model", "adapter", "sampler", "num_steps", "guidance_scale", "negative_prompt", "dtype")
+_SHOWN = {*_TOLD, "width", "height"}
 
 Row = dict[str, Any]
 Item = tuple[PromptRow, int]  # a prompt and the index of a seed
@@ -82,10 +85,11 @@ def sample_images(
     Returns:
         The manifest: per row prompt_id, prompt, seed, file (relative, "" where it failed), sha256 (of the pixels, see
         ``image_sha256``), width, height, status ("ok" where there is an image), model, adapter, sampler, num_steps,
-        guidance_scale.
+        guidance_scale, negative_prompt, dtype, sampler_hash (of what else the sampler's identity holds; "" for nothing).
 
     Raises:
-        DiffalignError: the folder belongs to another run, two prompts share an id, or everything fails.
+        DiffalignError: the folder belongs to another run or other prompts, two prompts share an id, or everything
+            fails.
         ValueError: a number is below 1.
     """
     if num_seeds < 1 or batch_size < 1:
@@ -102,6 +106,7 @@ def sample_images(
     )
     items = [(row, seed) for seed in range(num_seeds) for row in prompts]  # early on, an image of every prompt
     with RunFolder.open(folder, config, kind="sample") as run:
+        _keep_prompts(prompts, run.path / "prompts.jsonl")
         remove_stale(run.path / "images")
 
         def work(shard: Shard, path: Path) -> None:
@@ -122,6 +127,9 @@ def sample_images(
 
 def _make(sampler: ImageSampler, items: Sequence[Item], folder: Path, batch_size: int) -> list[Row]:
     """Draw and write some images; a row for each."""
+    rest = {name: value for name, value in sampler.identity.items() if name not in _SHOWN}
+    told = {name: sampler.identity[name] for name in _TOLD}
+    told["sampler_hash"] = content_hash(rest)[:12] if rest else ""
     rows = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
@@ -141,23 +149,39 @@ def _make(sampler: ImageSampler, items: Sequence[Item], folder: Path, batch_size
                 "height": image.height if image else sampler.identity["height"],
                 "status": OK if image else made,
             }
-            rows.append(row | {name: sampler.identity[name] for name in _TOLD})
+            rows.append(row | told)
     return rows
 
 
-def _draw(sampler: ImageSampler, items: Sequence[Item]) -> Iterator[Image.Image | str]:
+def _keep_prompts(prompts: Sequence[PromptRow], file: Path) -> None:
+    """Write the prompts of a new run; refuse others for a run that goes on."""
+    now = [{"id": row.id, "prompt": row.prompt} for row in prompts]
+    if not file.exists():
+        write_jsonl(file, now)
+        return
+    before = list(read_jsonl(file))
+    if before != now:
+        there, here = next(
+            (one, other) for one, other in zip_longest(before, now, fillvalue={"prompt": None}) if one != other
+        )
+        raise DiffalignError(
+            f"the prompts changed since {file.parent} was begun: {len(before)} there, {len(now)} now, the first that "
+            f"differs {there['prompt']!r} there, {here['prompt']!r} now. Use those of {file} to go on, or another folder "
+            "to begin anew."
+        )
+
+
+def _draw(sampler: ImageSampler, items: Sequence[Item]) -> Sequence[Image.Image | str]:
     """An image or the status of its failure per item; after an error, one item at a time."""
     noise = torch.stack([initial_noise(sampler.latent_shape, prompt.id, seed) for prompt, seed in items])
     try:
-        images: Sequence[Image.Image | str] = sampler([prompt.prompt for prompt, _ in items], noise)
+        return sampler([prompt.prompt for prompt, _ in items], noise)
     except Exception as error:  # whatever a model raises becomes a status
-        if len(items) > 1:
-            for item in items:
-                yield from _draw(sampler, [item])
-            return
         status = NOT_FINITE if isinstance(error, FloatingPointError) else f"{ERROR}: {type(error).__name__}: {error}"
-        images = [" ".join(status.split())[:500]]
-    yield from images
+    # outside of the block, where the error holds the memory of the failed batch no longer
+    if len(items) == 1:
+        return [" ".join(status.split())[:500]]
+    return [made for item in items for made in _draw(sampler, [item])]
 
 
 def _refuse_only_errors(rows: Sequence[Row], *, of: int) -> None:

@@ -1,0 +1,33 @@
+"""Self-contained HTML: one file without any network, of sections that are functions from plain data to a fragment."""
+
+from __future__ import annotations
+
+from diffalign.report.gallery import pair_gallery
+from diffalign.report.page import Page, Section
+from diffalign.report.results import (
+    KeyFigure,
+    difference_figure,
+    headline,
+    results_table,
+    scatter,
+    win_rate_figure,
+)
+from diffalign.report.runs import alarms, curves, provenance
+from diffalign.report.samples import sample_grid, strength_slider
+
+__all__ = [
+    "KeyFigure",
+    "Page",
+    "Section",
+    "alarms",
+    "curves",
+    "difference_figure",
+    "headline",
+    "pair_gallery",
+    "provenance",
+    "results_table",
+    "sample_grid",
+    "scatter",
+    "strength_slider",
+    "win_rate_figure",
+]

@@ -1,0 +1,105 @@
+"""The demo, shortened: every part runs, goes on after an interruption, and its results have their form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diffalign.recipes.demo as demo
+from diffalign.core import DiffalignError
+from diffalign.data import Preferences
+from diffalign.recipes.demo import MODELS, DemoConfig, evaluation_prompts, run_demo, trainings
+
+SHORT = DemoConfig(
+    num_photos=40,
+    num_pairs=24,
+    min_gap=0.0,
+    num_fit_steps=3,
+    num_pair_steps=2,
+    num_prompts=10,
+    num_steps=3,
+    shown_scales=(0.0, 2.0),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Interrupted before the measuring, then gone on with."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "measure_models", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(SHORT, folder)
+    return folder, run_demo(SHORT, folder)
+
+
+def test_results_have_their_form(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = run
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert tuple(results["models"]) == MODELS
+    for measured in results["models"].values():
+        assert measured["num_images"] == 20
+        for metric in ("kid", "realism", "detail", "subject_accuracy", "diversity"):
+            numbers = measured[metric]
+            assert numbers["low"] <= numbers["mean"] <= numbers["high"] and numbers["num_missing"] == 0
+    found = {(row["model"], row["baseline"], row["metric"]) for row in results["differences"]}
+    assert ("stage2", "base", "kid") in found and ("stage2", "sft", "realism") in found
+    assert {row["metric"] for row in results["win_rates"]} >= {"realism", "detail"}
+    assert results["roles"]["realism"] == results["roles"]["kid"] == "held-out"
+    assert results["roles"]["choice"] == "in-training"
+    assert results["seconds"] == pytest.approx(sum(results["parts"].values())) and results["versions"]["torch"]
+
+
+def test_every_model_is_shown_the_same_noise(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    manifests = {
+        name: [json.loads(line) for line in (folder / "samples" / name / "manifest.jsonl").read_text().splitlines()]
+        for name in MODELS
+    }
+    keys = {name: [(row["prompt_id"], row["seed"]) for row in rows] for name, rows in manifests.items()}
+    assert all(one == keys["base"] for one in keys.values())
+    images = {name: [row["sha256"] for row in rows] for name, rows in manifests.items()}
+    assert all(one != images["base"] for name, one in images.items() if name != "base")
+
+
+def test_strength_0_is_the_base(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    rows = {
+        where: {
+            (row["prompt_id"], row["seed"]): row["sha256"]
+            for row in map(json.loads, (folder / where / "manifest.jsonl").read_text().splitlines())
+        }
+        for where in ("strengths/0", "samples/base")
+    }
+    assert rows["strengths/0"].items() <= rows["samples/base"].items()
+
+
+def test_pairs_are_masked_and_scored(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    pairs = list(Preferences(folder / "pairs"))
+    assert len(pairs) == 24
+    for pair in pairs:
+        assert pair.mask is not None and pair.provenance.method == "inpaint" and len(pair.scores) == 1
+
+
+def test_controls_share_images_and_steps_and_stage_2_follows_stage_1(tmp_path: Path) -> None:
+    plans = trainings(DemoConfig(), tmp_path / "pairs", tmp_path)
+    assert list(plans).index("stage1") < list(plans).index("stage2")
+    assert plans["stage2"].start.endswith("stage1/policy") and plans["dpo"].start == ""
+    for name in ("negative", "stage1"):
+        one = plans[name].replace(objective="sft", settings={})
+        assert one == plans["sft"]
+    assert plans["dpo"].replace(start=plans["stage2"].start) == plans["stage2"]
+
+
+def test_evaluation_prompts_leave_some_for_validation(tmp_path: Path) -> None:
+    prompts = evaluation_prompts(DemoConfig(), tmp_path)
+    assert len({row.id for row in prompts}) == 64
+
+
+def test_too_few_pairs_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DiffalignError, match="pairs are left after curation, fewer than a batch of 16"):
+        run_demo(SHORT.replace(num_photos=8), tmp_path / "run")
