@@ -16,7 +16,10 @@ from diffalign.data import image_sha256
 from diffalign.evaluate import ScoreRow
 from diffalign.rewards import Reward, RewardCard
 
-SETTINGS = {"width": 6, "height": 5, "sampler": "dpm++", "num_steps": 10, "guidance_scale": 4.0}
+SETTINGS = {
+    "width": 6, "height": 5, "sampler": "dpm++", "num_steps": 10, "guidance_scale": 4.0, "negative_prompt": "",
+    "dtype": "torch.float32", "sampler_hash": "",
+}  # fmt: skip
 
 
 class GreyLevel(Reward):

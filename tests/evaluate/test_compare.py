@@ -9,7 +9,7 @@ import pytest
 from evaluate_helpers import write_run, write_table
 
 from diffalign.core import DiffalignError
-from diffalign.evaluate import MetricComparison, compare, hacking_alarms, score_folder
+from diffalign.evaluate import MetricComparison, compare, compared_models, hacking_alarms, score_folder
 
 Values = dict[tuple[str, int], float | None]
 
@@ -101,6 +101,36 @@ def test_holm_covers_the_held_out_metrics_alone(tmp_path: Path) -> None:
     assert [rows[name].p_holm for name in rows] == [0.25, 0.25, None]
 
 
+def test_holm_counts_every_held_out_metric_whatever_is_shown(tmp_path: Path) -> None:
+    """p = 2/16 each; two metrics make it 4/16, also if the other is not shown, has no p value or another version."""
+    roles = {"one": "held-out", "two": "held-out"}
+    a, b = tables(tmp_path / "x", {"one": A, "two": A}, {"one": B, "two": B}, roles=roles)
+    assert [row.p_holm for row in compare(a, b)] == [0.25, 0.25]
+    assert [(row.name, row.p_holm) for row in compare(a, b, metrics=["two"])] == [("two", 0.25)]
+    write_table(b, {"one": B, "two": dict.fromkeys(B, None) | {("cat", 0): 1.0}}, roles=roles)
+    assert [row.p_holm for row in compare(a, b)] == [0.25, None]
+    lines = (b / "scores.jsonl").read_text().replace("two@1", "two@2")
+    (b / "scores.jsonl").write_text(lines)
+    assert [row.p_holm for row in compare(a, b, metrics=["one"])] == [0.25]
+
+
+def test_the_number_of_images_is_that_of_prompts_where_nothing_tells_how_alike_they_are(tmp_path: Path) -> None:
+    """All ties, so seeds may be copies: 1/2 + 2.80158 / (2 sqrt 4), as with one seed."""
+    row = one(tmp_path, A, A)
+    assert row.smallest_win_rate == pytest.approx(0.5 + 2.80158 / 4, abs=1e-4)
+
+
+def test_a_constant_difference_shows_nothing(tmp_path: Path) -> None:
+    """All differ by 1/2, so the spread is unknown; one that differs by more makes an interval, of +-3.18245 / 8."""
+    base = values((2.0, 3.0), (4.0, 5.0), (1.0, 7.0), (6.0, 6.0))
+    higher: Values = {key: 0.5 + float(value or 0) for key, value in base.items()}
+    (row,) = compare(*tables(tmp_path, {"level": higher}, {"level": base}), margins={"level": 1.0})
+    assert row.difference and row.difference.method == "constant" and row.no_worse is False
+    write_table(tmp_path / "a", {"level": higher | {("cat", 0): 3.5}})
+    (row,) = compare(tmp_path / "a", tmp_path / "b", margins={"level": 1.0})
+    assert row.difference and row.difference.method == "cluster_t" and row.no_worse is True
+
+
 def test_no_worse_by_a_margin(tmp_path: Path) -> None:
     """The interval of B - A reaches down to -3.27."""
     folders = tables(tmp_path, {"level": B}, {"level": A})
@@ -125,6 +155,9 @@ def test_alarms(tmp_path: Path) -> None:
         ({"num_steps": 50}, "num_steps: 10 in A, 50 in B"),
         ({"guidance_scale": 7.5}, "guidance_scale: 4.0 in A, 7.5 in B"),
         ({"sampler": "ddim"}, "sampler: 'dpm"),
+        ({"negative_prompt": "blur"}, "negative_prompt: '' in A, 'blur' in B"),
+        ({"dtype": "torch.bfloat16"}, "dtype: 'torch.float32' in A, 'torch.bfloat16' in B"),
+        ({"sampler_hash": "0123"}, "sampler_hash: '' in A, '0123' in B"),
         ({"metric": "level@2/rgb8"}, "version of metric level: level@1/rgb8 in A, level@2/rgb8 in B"),
     ],
 )
@@ -153,6 +186,51 @@ def test_other_prompts_or_seeds_are_refused(tmp_path: Path) -> None:
         write_table(tmp_path / "b", {"level": B | change})  # type: ignore[dict-item]
         with pytest.raises(DiffalignError, match=words):
             compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_prompt_of_a_failed_image_must_agree_too(tmp_path: Path) -> None:
+    write_table(tmp_path / "a", {"level": A})
+    write_table(tmp_path / "b", {"level": B})
+    lines = (tmp_path / "b" / "scores.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace("a photo of dog", "a photo of a dog").replace('"ok"', '"not generated: not finite"')
+    (tmp_path / "b" / "scores.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DiffalignError, match=r"prompt: 'a photo of dog' in A, 'a photo of a dog' in B \(in 1 of 8"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_version_that_nobody_knows_is_no_agreement(tmp_path: Path) -> None:
+    folders = tables(tmp_path, {"mine": A}, {"mine": B}, metric="mine@unknown/own")
+    with pytest.raises(DiffalignError, match="version of metric mine: unknown; give the function an attribute version"):
+        compare(*folders)
+
+
+def test_a_table_that_holds_two_of_the_same_is_refused(tmp_path: Path) -> None:
+    a, b = tables(tmp_path, {"level": A}, {"level": B})
+    lines = (a / "scores.jsonl").read_text().splitlines()
+    for change, words in (
+        ([lines[0].replace("level@1", "level@2"), *lines[1:]], "level has scores of level@1/rgb8, level@2/rgb8"),
+        ([*lines, lines[0]], r"level has two scores of \(prompt id, seed\) \('cat', 0\)"),
+    ):
+        (a / "scores.jsonl").write_text("\n".join(change))
+        with pytest.raises(DiffalignError, match=words):
+            compare(a, b)
+
+
+def test_settings_that_nobody_knows_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknowns = dict.fromkeys(("sampler", "num_steps", "guidance_scale", "negative_prompt", "dtype", "sampler_hash"))
+    compare(*tables(tmp_path, {"level": A}, {"level": B}, **unknowns), ignore=["dtype"])
+    told = capsys.readouterr().err
+    assert f"not compared: {', '.join(name for name in unknowns if name != 'dtype')}\n" in told
+    compare(*tables(tmp_path, {"level": A}, {"level": B}))
+    assert "unknown" not in capsys.readouterr().err
+
+
+def test_the_record_of_what_was_compared(tmp_path: Path) -> None:
+    a = write_table(tmp_path / "a", {"level": A}, num_steps=6, model="base", adapter="lora")
+    b = write_table(tmp_path / "b", {"level": B}, num_steps=5, model="base", adapter="")
+    found = compared_models(a, b, ignore=["num_steps", "guidance_scale"])
+    assert found["a"] == {"folder": str(a), "model": "base", "adapter": "lora"} and found["b"]["adapter"] == ""
+    assert found["ignored"] == ["num_steps (6 in A, 5 in B)"]
 
 
 def test_metrics_that_only_one_side_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,47 @@ def test_the_cache_knows_the_image_and_the_prompt(tmp_path: Path) -> None:
     assert values(rows) == [7, 7, 7] and level.seen == [(7, "a photo of cat"), (7, "a photo of dog")]
 
 
+def test_an_image_that_is_not_the_manifests_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also not that of the cache, under any metric; the same picture in another file is the same image."""
+    folder, level = write_run(tmp_path / "run", LEVELS), GreyLevel()
+    score_folder(folder, [level, GreyLevel("other")])
+    grey(99).save(folder / "images" / "cat-1.png")
+    grey(30).save(folder / "images" / "dog-0.png", compress_level=0)
+    rows = score_folder(folder, [level])
+    assert values(rows) == values(rows, "other") == [10, None, 30] and len(level.seen) == 3
+    assert {row.status for row in rows if row.value is None} == {"error: not the image of the manifest"}
+    assert "1 of 3 images are not those of the manifest; the first, images/cat-1.png" in capsys.readouterr().err
+    (folder / "images" / "cat-1.png").unlink()
+    rows = score_folder(folder, [level])
+    assert values(rows) == [10, None, 30] and rows[1].status.startswith("error: BadImage")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[1]", "\x80", '{"sha256": "{sha}"}', '{"sha256": "{sha}", "prompt": "{prompt}", "value": "7"}',
+     '{"sha256": "{sha}", "prompt": "{prompt}", "value": NaN}', '{"sha256": [], "prompt": "", "value": 7.0}'],
+)  # fmt: skip
+def test_a_line_of_the_cache_that_is_none_counts_as_absent(tmp_path: Path, line: str) -> None:
+    folder, level = write_run(tmp_path / "run", LEVELS), GreyLevel()
+    score_folder(folder, [level])
+    (file,) = (folder / "scores-cache").glob("*.jsonl")
+    first, *others = file.read_text().splitlines()
+    row = json.loads(first)
+    line = line.replace("{sha}", row["sha256"]).replace("{prompt}", row["prompt"])
+    file.write_bytes("\n".join([line, *others]).encode("latin-1"))
+    assert values(score_folder(folder, [level])) == [10, 20, 30] and [seen for seen, _ in level.seen] == [
+        10, 20, 30, 10,
+    ]  # fmt: skip
+
+
+def test_scores_of_no_version_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, level = write_run(tmp_path / "run", LEVELS), GreyLevel(weights="unknown")
+    for _ in range(2):
+        assert values(score_folder(folder, [level])) == [10, 20, 30]
+    assert len(level.seen) == 6 and not list((folder / "scores-cache").glob("*.jsonl"))
+    assert "level has no version, so its scores are not kept" in capsys.readouterr().err
+
+
 def test_another_version_is_scored_anew_and_takes_the_place_of_the_former(tmp_path: Path) -> None:
     folder, newer = write_run(tmp_path / "run", LEVELS), GreyLevel(weights="b", act={10: 0.5})
     score_folder(folder, [GreyLevel(weights="a")])
@@ -92,7 +133,9 @@ def test_what_has_no_score_is_a_row_with_its_reason(tmp_path: Path, capsys: pyte
     (summary,) = summarise(rows)
     assert summary.counts == {"ok": 2, "nan": 1, "error": 2, "black image": 1, "not generated": 1}
     assert summary.mean is not None and (summary.mean.mean, summary.mean.num_missing) == (40, 5)
-    assert "5 of" not in capsys.readouterr().err  # the failed generation was never shown to the reward
+    told = capsys.readouterr().err
+    assert "1 of 7 images are not those of the manifest; the first, images/f-0.png: error: BadImage" in told
+    assert "3 of 5 images have no score" in told  # what failed before was never shown to the reward
     mended = GreyLevel()
     assert values(score_folder(folder, [mended])) == [10, 20, 30, None, None, None, 70]
     assert [seen for seen, _ in mended.seen] == [20, 30]
@@ -123,10 +166,28 @@ def test_roles(tmp_path: Path) -> None:
     ):
         with pytest.raises(DiffalignError, match=words):
             roles(judge, **declared)
+    assert roles("tiny-clip", "sgp:tiny-clip")["sgp:tiny-clip"] == "in-training"
     with pytest.raises(DiffalignError, match="by its nature"):
         roles(GreyLevel("clip", role="in-training"), held_out=["clip"])
     with pytest.raises(DiffalignError, match="no better direction"):
         roles("luminance", held_out=["luminance"])
+
+
+def test_a_style_gap_has_the_part_of_its_score(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", LEVELS)
+    gap, score = GreyLevel("sgp:pick"), GreyLevel("pick")
+
+    def roles(*rewards: Any, **declared: Any) -> dict[str, str]:
+        return {row.name: row.role for row in score_folder(folder, rewards, **declared)}
+
+    assert roles(gap, held_out=["sgp:pick"]) == {"sgp:pick": "held-out"}
+    assert roles(gap, in_training=["pick"]) == {"sgp:pick": "in-training"}
+    assert roles(score, in_training=["pick"]) == {"sgp:pick": "in-training", "pick": "in-training"}
+    (folder / "scores.jsonl").unlink()
+    assert roles(score, in_training=["pick"]) == {"pick": "in-training"}
+    assert roles(gap) == {"pick": "in-training", "sgp:pick": "in-training"}
+    with pytest.raises(DiffalignError, match="once had a part"):
+        roles(gap, held_out=["sgp:pick"])
 
 
 def test_a_plain_folder(tmp_path: Path) -> None:
@@ -160,6 +221,12 @@ def test_a_plain_folder(tmp_path: Path) -> None:
         (lambda row: row.update(sha256=""), "lacks file or sha256"),
         (lambda row: row.update(seed=0), "twice"),
         (lambda row: row.update(num_steps="many"), "row 2: num_steps"),
+        (lambda row: row.update(num_steps="10"), "row 2: num_steps"),
+        (lambda row: row.update(seed=True), "row 2: seed"),
+        (lambda row: row.update(width=6.0), "row 2: width"),
+        (lambda row: row.update(guidance_scale="4"), "row 2: guidance_scale"),
+        (lambda row: row.update(file="/etc/passwd"), "files inside the folder, got '/etc/passwd'"),
+        (lambda row: row.update(file="images/../../x.png"), "files inside the folder, got 'images/../../x.png'"),
     ],
 )
 def test_wrong_manifests_are_refused(tmp_path: Path, change: Any, words: str) -> None:

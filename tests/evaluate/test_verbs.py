@@ -46,14 +46,16 @@ def test_from_images_to_a_comparison(tmp_path: Path, run: Run) -> None:
     assert line(out, "luminance")[1:3] == ["undeclared", f"{(110 + 130 + 150 + 170 + 60) / 5 / 255:.4g}"]
     assert line(out, "luminance")[-3:] == ["5", "5", "none"] and line(out, "tiny-clip")[1] == "in-training"
     code, out, err = run("score", b, *scoring)
-    assert "5       3       1 not generated, 1 error" in out and "1 of 4 images have no score" in err
+    assert "5       3       1 not generated, 1 error" in out and "1 of 5 images are not those of the manifest" in err
     code, out, err = run("compare", a, b, "--json", tmp_path / "rows.json")
     assert code == 0 and "Positive: A is better." in out and "a tie, half a win" in out
     assert line(out, "luminance")[4] == f"{10 / 255:+.4g}" and "100.0%" in out and "3/0/0" in out and "0, 2" in out
     assert line(out, "tiny-judge-realism")[1] == "held-out"
     assert "Smallest win rate that can be told from 50 %" in out and "luminance none" in out
-    assert "positive means A is higher: luminance" in out
+    assert "positive means A is higher: luminance" in out and "ignored" not in out
+    assert "Fewer than 10 prompts: intervals assume normal means of prompts; p is at least 0.25 with 3." in out
     found = json.loads((tmp_path / "rows.json").read_text())
+    assert found["a"] == {"folder": str(a), "model": "a", "adapter": ""} and found["ignored"] == []
     assert found["positive"] == "A is better" and found["metrics"][0]["name"] == "luminance"
     assert found["metrics"][0]["num_missing_b"] == 2 and found["metrics"][2]["p_holm"] is not None
 
@@ -61,22 +63,49 @@ def test_from_images_to_a_comparison(tmp_path: Path, run: Run) -> None:
 def test_the_summary_as_json(tmp_path: Path, run: Run) -> None:
     folder, out = write_run(tmp_path / "a", LEVELS), tmp_path / "scores"
     declared = ("--in-training", "saturation", "--held-out", "tiny-judge-realism")
-    code, printed, _ = run(
-        "score", folder, "--reward", "saturation", "--reward", "tiny-judge-realism", *declared, "--out", out, "--json"
+    rewards = ("--reward", "saturation", "--reward", "tiny-judge-realism")
+    code, _, _ = run("score", folder, *rewards, *declared, "--out", out, "--json", tmp_path / "summary.json")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    summaries = found["metrics"]
+    assert (
+        code == 0
+        and found["source"] == str(folder)
+        and [each["role"] for each in summaries] == ["in-training", "held-out"]
     )
-    summaries = json.loads(printed)
-    assert code == 0 and [each["role"] for each in summaries] == ["in-training", "held-out"]
     assert summaries[0]["mean"]["mean"] == 0 and summaries[0]["counts"] == {"ok": 4} and (out / "scores.jsonl").exists()
 
 
 def test_margins_and_settings_to_ignore(tmp_path: Path, run: Run) -> None:
-    a, b = write_run(tmp_path / "a", LEVELS), write_run(tmp_path / "b", LEVELS, num_steps=50)
+    a = write_run(tmp_path / "a", {key: level + level // 40 for key, level in LEVELS.items()})
+    b = write_run(tmp_path / "b", LEVELS, num_steps=50)
     for folder in (a, b):
         run("score", folder, "--reward", "tiny-judge-realism")
     code, _, err = run("compare", a, b)
     assert code == 2 and "num_steps: 10 in A, 50 in B" in err
-    code, out, _ = run("compare", a, b, "--ignore", "num_steps", "--margin", "tiny-judge-realism=0.1")
+    code, out, _ = run("compare", a, b, "--ignore", "num_steps", "--margin", "tiny-judge-realism=50")
     assert code == 0 and "A no worse than B by its margin: tiny-judge-realism yes." in out
+    assert "ignored: num_steps (10 in A, 50 in B)" in out and "constant" not in out
+    run("compare", a, b, "--ignore", "num_steps", "--json", tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text())["ignored"] == ["num_steps (10 in A, 50 in B)"]
+
+
+def test_a_constant_difference_and_enough_prompts(tmp_path: Path, run: Run) -> None:
+    levels = {(f"p{number}", 0): 100 + number for number in range(10)}
+    folder = write_run(tmp_path / "a", levels)
+    run("score", folder, "--reward", "luminance")
+    code, out, _ = run("compare", folder, folder)
+    assert code == 0 and line(out, "luminance")[4:6] == ["+0", "constant"] and "no interval: luminance." in out
+    assert "Fewer than" not in out
+
+
+def test_a_metric_that_fails_everywhere_is_an_error(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_broken.py").write_text("def score(images, prompts):\n    raise RuntimeError('no weights')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = write_run(tmp_path / "a", LEVELS | {("owl", 0): None})  # type: ignore[operator]
+    code, out, err = run("score", folder, "--reward", "luminance", "--reward", "my_broken:score")
+    assert code == 2 and "my_broken:score failed on every image, the first with error: RuntimeError: no weights" in err
+    assert line(out, "luminance")[-5:] == ["5", "4", "1", "not", "generated"] and (folder / "scores.jsonl").exists()
+    assert run("score", folder, "--reward", "saturation")[0] == 0  # what failed before is no mistake of now
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_results_have_their_form(run: tuple[Path, dict[str, Any]]) -> None:
     assert results["roles"]["realism"] == results["roles"]["kid"] == "held-out"
     assert results["roles"]["choice"] == "in-training"
     assert results["seconds"] == pytest.approx(sum(results["parts"].values())) and results["versions"]["torch"]
+
+
+def test_the_report_is_one_page_without_network(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    page = (folder / "report.html").read_text()
+    headings = ("Preference pairs", "The same prompts and noise", "Results", "Realism against texture detail",
+                "Quality against guidance strength", "Training", "Alarms", "Configuration and versions")  # fmt: skip
+    for heading in headings:
+        assert f">{heading}<" in page, heading
+    assert "Under realism, Stage 1 + 2 is" in page
+    assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", page)
 
 
 def test_every_model_is_shown_the_same_noise(run: tuple[Path, dict[str, Any]]) -> None:

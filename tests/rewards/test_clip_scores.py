@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from diffalign.core import DiffalignError
 from diffalign.rewards import load_reward
+from diffalign.rewards.clip import CLIP_SCORES, load_clip_score
 
 
 def cosines_and_scale(folder: Path, prefix: str = "") -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,3 +96,29 @@ def test_identity_follows_the_weights(clip_folder: Path, tmp_path: Path) -> None
     after = load_reward("pickscore", weights=changed).card
     assert before.weights != after.weights and len(after.weights) == 12
     assert before.tensor_identity != before.identity
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_identity_follows_configuration_and_tokenizer(clip_folder: Path, tmp_path: Path, file: str) -> None:
+    before = load_reward("clip_score", weights=clip_folder).card
+    changed = Path(shutil.copytree(clip_folder, tmp_path / "changed"))
+    assert load_reward("clip_score", weights=changed).card == before
+    (changed / file).write_text((changed / file).read_text() + "\n")
+    assert load_reward("clip_score", weights=changed).card.weights != before.weights
+
+
+def test_identity_follows_a_tokenizer_from_elsewhere(clip_folder: Path, tmp_path: Path) -> None:
+    """As PickScore's, whose own folder has none; other files beside that tokenizer have no say."""
+    model = Path(shutil.copytree(clip_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*token*", "vocab*")))
+    tokenizer = Path(shutil.copytree(clip_folder, tmp_path / "tokenizer"))
+    score = next(one for one in CLIP_SCORES if one.name == "pickscore")
+    score = replace(score, tokenizer=str(tokenizer))
+
+    def revision() -> str:
+        return load_clip_score(score, model, torch.device("cpu")).card.weights
+
+    before = revision()
+    (tokenizer / "model.safetensors").unlink()
+    assert revision() == before
+    (tokenizer / "tokenizer.json").write_text((tokenizer / "tokenizer.json").read_text() + "\n")
+    assert revision() != before

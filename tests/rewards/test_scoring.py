@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from reward_helpers import PROMPTS, image, images
 
 from diffalign.core import DiffalignError
-from diffalign.rewards import FunctionReward, load_reward, score
+from diffalign.rewards import UNVERSIONED, FunctionReward, load_reward, score
 
 
 def make(function: Callable[[Sequence[Image.Image], Sequence[str]], object]) -> FunctionReward:
@@ -80,6 +81,66 @@ def test_one_failure_does_not_lose_its_batch() -> None:
     scores = score(make(picky), pictures(6), ["p"] * 6, batch_size=6)
     assert scores.statuses == ["ok"] * 3 + ["error: RuntimeError: out of memory"] + ["ok"] * 2
     assert scores.values.isnan().nonzero().tolist() == [[3]]
+
+
+def test_a_failed_batch_is_let_go_before_its_images_are_tried_alone() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def hungry(found: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
+        alive.extend(one() is not None for one in held)
+        memory = torch.zeros(len(found))
+        held.append(weakref.ref(memory))
+        if len(found) > 1:
+            raise RuntimeError("out of memory")
+        return memory + 1
+
+    assert score(make(hungry), pictures(3), ["p"] * 3).counts == {"ok": 3}
+    assert len(held) == 4 and not any(alive)
+
+
+def test_the_warning_tells_the_first_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(found: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+        raise RuntimeError(f"no weights for {found[0].width}")
+
+    score(make(broken), pictures(3), ["p"] * 3)
+    told = capsys.readouterr().err
+    assert "mine: 3 of 3 images have no score (3 error); the first error: RuntimeError: no weights for 20" in told
+
+
+def test_nothing_is_rounded_to_tf32_while_scoring_and_the_setting_comes_back() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def precisions() -> tuple[str, str]:
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore
+
+    def spy(found: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        seen.append(precisions())
+        if found[0].width == 20:
+            raise RuntimeError
+        return [1.0] * len(found)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        wanted = precisions()
+        score(make(spy), pictures(2), ["p"] * 2, batch_size=1)
+        assert seen == [("ieee", "ieee")] * 2 and precisions() == wanted == ("tf32", "tf32")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_version_of_a_users_own_function() -> None:
+    class Widths:
+        def __call__(self, found: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+            return widths(found, prompts)
+
+    unknown = FunctionReward("mine", Widths())
+    assert unknown.card.identity == "mine@unknown/own" and unknown.card.weights == UNVERSIONED
+    known = Widths()
+    known.version = "3"  # type: ignore[attr-defined]
+    assert FunctionReward("mine", known).card.identity == "mine@3/own"
 
 
 def test_nan_infinity_and_wrong_shapes_are_statuses() -> None:

@@ -112,9 +112,13 @@ def test_changed_files_behind_the_same_settings_are_refused(tmp_path: Path) -> N
     path.write_text("grass\n")
     wanted = config(prompts=str(path))
     run_sample(wanted, tmp_path / "run")
-    path.write_text("gravel\n")
-    with pytest.raises(DiffalignError, match="another key"):
-        run_sample(wanted, tmp_path / "run")
+    for changed, words in (
+        ("gravel\n", "1 there, 1 now.* 'grass' there, 'gravel' now"),
+        ("grass\nice\n", "None there, 'ice'"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(DiffalignError, match=f"the prompts changed.*{words}"):
+            run_sample(wanted, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

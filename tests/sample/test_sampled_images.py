@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffalign.sample import ImageSampler, PromptRow, family_sampler, initial_no
 ROWS = [PromptRow(f"row{number}", f"prompt {number}") for number in range(11)]
 IDENTITY: dict[str, Any] = {
     "model": "toy", "adapter": "", "sampler": "none", "num_steps": 2, "guidance_scale": 1.5, "height": 7, "width": 5,
+    "negative_prompt": "blur", "dtype": "torch.float32",
 }  # fmt: skip
 
 
@@ -91,12 +93,22 @@ def test_a_row_and_an_image_for_every_prompt_and_seed(tmp_path: Path) -> None:
         "prompt_id": "row1", "prompt": "prompt 1", "seed": 1, "file": "images/row1-1.png", "width": 5, "height": 7,
         "sha256": image_sha256(decode_image(tmp_path / "run" / "images" / "row1-1.png")), "status": "ok",
         "model": "toy", "adapter": "", "sampler": "none", "num_steps": 2, "guidance_scale": 1.5,
+        "negative_prompt": "blur", "dtype": "torch.float32", "sampler_hash": "",
     }  # fmt: skip
     assert len(list((tmp_path / "run" / "images").iterdir())) == 33 == len({row["sha256"] for row in rows})
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         assert grid.size == (3 * 5, 8 * 7)
         corner = grid.crop((5, 7, 10, 14))
     assert image_sha256(corner) == rows[4]["sha256"]
+
+
+def test_the_rest_of_the_samplers_identity_is_a_hash_in_every_row(tmp_path: Path) -> None:
+    hashes = []
+    for number, beta in enumerate((0.012, 0.012, 0.02)):
+        sampler = Toy(identity=IDENTITY | {"model": f"toy {number}", "scheduler": {"beta_end": beta}})
+        rows = list(read_jsonl(sample_images(sampler, ROWS[:2], tmp_path / str(number))))
+        hashes.append({row["sampler_hash"] for row in rows})
+    assert hashes[0] == hashes[1] != hashes[2] and all(len(one) == 1 for one in hashes)
 
 
 def test_models_are_compared_on_the_same_noise(tmp_path: Path) -> None:
@@ -152,6 +164,21 @@ def test_one_failure_is_a_row_and_does_not_stop_the_run(tmp_path: Path, capsys: 
     assert all(
         healthy[row["file"]] == (manifest.parent / row["file"]).read_bytes() for row in rows.values() if row["file"]
     )
+
+
+def test_a_failed_batch_is_let_go_before_its_images_are_tried_alone(tmp_path: Path) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def before(prompts: Sequence[str]) -> None:
+        alive.extend(one() is not None for one in held)
+        memory = torch.zeros(3)
+        held.append(weakref.ref(memory))
+        if len(prompts) > 1:
+            raise RuntimeError("out of memory")
+
+    sample_images(Toy(before=before), ROWS[:3], tmp_path / "run", batch_size=3)
+    assert len(held) == 4 and not any(alive)
 
 
 def test_a_run_where_everything_fails_raises(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffalign.cli.score import named_values
+from diffalign.cli.score import named_values, span
 from diffalign.core import DiffalignError, print_table, warn, write_json
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+_FEW_PROMPTS = 10
 _TIES = "Equal scores are a tie, half a win."
 
 
@@ -37,18 +38,20 @@ def compare(
 ) -> None:
     """Compare two models on the same prompts and seeds, by the scores that diffalign score wrote.
 
-    Refuses if prompts, seeds, resolution, sampler, steps, guidance or versions of metrics differ. Claims rest on
-    held-out metrics; those in training are shown beside them.
+    Refuses if prompts, seeds, resolution, sampler, steps, guidance, negative prompt, precision or versions of metrics
+    differ. Claims rest on held-out metrics; those in training are shown beside them.
 
         diffalign compare runs/tuned runs/base
 
         diffalign compare runs/tuned runs/base --metric hpsv2.1 --margin hpsv2.1=0.002
     """
     from diffalign.evaluate import compare as compare_folders
-    from diffalign.evaluate import hacking_alarms
+    from diffalign.evaluate import compared_models, hacking_alarms
 
     rows = compare_folders(a, b, metrics=metric or None, margins=_margins(margin or []), ignore=ignore or ())
-    typer.echo(f"A: {a}\nB: {b}\nPositive: A is better.\n")
+    models = compared_models(a, b, ignore=ignore or ())
+    typer.echo(f"A: {a}\nB: {b}\nPositive: A is better.")
+    typer.echo(f"ignored: {', '.join(models['ignored'])}\n" if models["ignored"] else "")
     print_table(
         ["metric", "role", "A", "B", "A better by", "95 % interval", "p", "p (Holm)", "wins of A", "95 % interval",
          "win/tie/loss", "prompts x seeds", "missing in A, B"],
@@ -59,7 +62,7 @@ def compare(
     for alarm in alarms:
         warn(alarm)
     if json_file is not None:
-        found = {"a": str(a), "b": str(b), "positive": "A is better", "ties": _TIES, "alarms": alarms}
+        found = {**models, "positive": "A is better", "ties": _TIES, "alarms": alarms}
         write_json(json_file, found | {"metrics": [asdict(row) for row in rows]})
 
 
@@ -84,7 +87,7 @@ def _cells(row: MetricComparison) -> tuple[object, ...]:
         f"{row.mean_a:.4g}",
         f"{row.mean_b:.4g}",
         f"{difference.mean:+.4g}",
-        f"{difference.low:+.4g} to {difference.high:+.4g}",
+        span(difference, "+.4g"),
         _p(difference.p_value),
         _p(row.p_holm),
         f"{wins.mean:.1%}",
@@ -111,11 +114,25 @@ def _notes(rows: list[MetricComparison]) -> list[str]:
         "p: sign flips over prompts; Holm's adjustment over the held-out metrics alone, on which claims rest.",
         f"Neither direction is better, so positive means A is higher: {', '.join(undirected)}." if undirected else "",
         f"A no worse than B by its margin: {', '.join(margins)}." if margins else "",
+        _too_few(rows),
+        _constant(rows),
         _few(rows),
     ]
     return [note for note in notes if note]
 
 
+def _too_few(rows: list[MetricComparison]) -> str:
+    names = [row.name for row in rows if row.difference is None]
+    return f"Fewer than 2 prompts with a score on both sides: {', '.join(names)}." if names else ""
+
+
+def _constant(rows: list[MetricComparison]) -> str:
+    names = [row.name for row in rows if row.difference is not None and row.difference.method == "constant"]
+    return f"All prompts differ by the same, which gives no interval: {', '.join(names)}." if names else ""
+
+
 def _few(rows: list[MetricComparison]) -> str:
-    few = [row.name for row in rows if row.difference is None]
-    return f"Fewer than 2 prompts with a score on both sides: {', '.join(few)}." if few else ""
+    few = {row.num_prompts for row in rows if row.difference is not None and row.num_prompts < _FEW_PROMPTS}
+    least = ", ".join(f"{2 ** (1 - count):.2g} with {count}" for count in sorted(few))  # of 2^P flips, 2 are extreme
+    told = f"Fewer than {_FEW_PROMPTS} prompts: intervals assume normal means of prompts; p is at least {least}."
+    return told if few else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffalign.core import DiffalignError, get_console, print_table
+from diffalign.core import DiffalignError, get_console, print_table, write_json
 
 if TYPE_CHECKING:
     from diffalign.evaluate import MetricSummary
+    from diffalign.stats import Estimate
 
-__all__ = ["named_values", "score"]
+__all__ = ["named_values", "score", "span"]
 
 
 def score(
@@ -39,12 +39,15 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder of the table; by default the images' own.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per call of a network.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as JSON too.")
+    ] = None,
 ) -> None:
     """Score images by one or several rewards.
 
     Writes scores.jsonl, a row for each image and metric. What was scored before is not scored again. Images without a
-    score (not generated, unreadable, black, NaN) stay in the table without a value and are counted.
+    score (not generated, unreadable, black, NaN) stay in the table without a value and are counted. Where a metric
+    fails on every image, that is an error.
 
     A plain folder needs a prompt per image: cat.txt beside cat.png, or metadata.jsonl.
 
@@ -67,15 +70,18 @@ def score(
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     summaries = summarise(rows)
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in summaries], indent=2))
-        return
     print_table(
         ["metric", "role", "mean", "95 % interval", "images", "scored", "without a score"],
         [_cells(each) for each in summaries],
     )
     folder = out or (source if source.is_dir() else source.parent)
     get_console().print(f"table: {folder / 'scores.jsonl'}", markup=False)
+    if json_file is not None:
+        write_json(json_file, {"source": str(source), "metrics": [asdict(each) for each in summaries]})
+    for each in summaries[-len(reward) :]:  # those scored now stand last
+        if set(each.counts) - {"not generated"} == {"error"}:
+            status = next(row.status for row in rows if row.name == each.name and row.status.startswith("error"))
+            raise DiffalignError(f"{each.name} failed on every image, the first with {status}")
 
 
 def named_values(assignments: Sequence[str], form: str) -> dict[str, str]:
@@ -95,9 +101,14 @@ def named_values(assignments: Sequence[str], form: str) -> dict[str, str]:
     return found
 
 
+def span(estimate: Estimate, form: str) -> str:
+    """An interval as text, its ends in this format; "constant" where all prompts agree, which gives none."""
+    return "constant" if estimate.method == "constant" else f"{estimate.low:{form}} to {estimate.high:{form}}"
+
+
 def _cells(summary: MetricSummary) -> tuple[object, ...]:
     mean, counts = summary.mean, dict(summary.counts)
     scored, total = counts.pop("ok", 0), sum(summary.counts.values())
     missing = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
-    shown = ("-", "-") if mean is None else (f"{mean.mean:.4g}", f"{mean.low:.4g} to {mean.high:.4g}")
+    shown = ("-", "-") if mean is None else (f"{mean.mean:.4g}", span(mean, ".4g"))
     return summary.name, summary.role, *shown, total, scored, missing

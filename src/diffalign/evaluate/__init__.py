@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffalign.evaluate.compare import MetricComparison, compare, hacking_alarms
+from diffalign.evaluate.compare import MetricComparison, compare, compared_models, hacking_alarms
 from diffalign.evaluate.results import measure_models
 from diffalign.evaluate.scores import MetricSummary, read_scores, score_folder, summarise
 from diffalign.evaluate.sources import ImageRow, ScoreRow, read_images
@@ -13,6 +13,7 @@ __all__ = [
     "MetricSummary",
     "ScoreRow",
     "compare",
+    "compared_models",
     "hacking_alarms",
     "measure_models",
     "read_images",

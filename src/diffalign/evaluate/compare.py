@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diffalign.core import DiffalignError, unknown, warn
 from diffalign.evaluate.scores import NOT_GENERATED, read_scores, values_by_prompt
@@ -22,10 +22,10 @@ from diffalign.stats import (
     win_rate,
 )
 
-__all__ = ["SETTINGS", "MetricComparison", "compare", "hacking_alarms"]
+__all__ = ["SETTINGS", "MetricComparison", "compare", "compared_models", "hacking_alarms"]
 
 # What must agree image by image; model and adapter may differ, for they are what is compared.
-SETTINGS = ("width", "height", "sampler", "num_steps", "guidance_scale")
+SETTINGS = ("width", "height", "sampler", "num_steps", "guidance_scale", "negative_prompt", "dtype", "sampler_hash")
 
 T = TypeVar("T")
 Table = dict[tuple[str, int], ScoreRow]  # one metric, by (prompt id, seed)
@@ -44,7 +44,8 @@ class MetricComparison:
         mean_b: of B.
         difference: paired, positive where A is better; None for fewer than 2 prompts.
         win_rate: of A over B, a tie (equal scores) half a win; None for fewer than 2 prompts.
-        p_holm: the difference's p value after Holm's adjustment over the held-out metrics; None for others.
+        p_holm: the difference's p value after Holm's adjustment over all held-out metrics that both tables have,
+            compared now or not; None for others.
         num_prompts: prompts compared.
         num_seeds: images per prompt compared, on average.
         num_missing_a: images without a score of A.
@@ -52,6 +53,7 @@ class MetricComparison:
         smallest_win_rate: the smallest win rate that so many prompts and seeds tell from 1/2 with 80 % power at 5 %;
             above 1 where none can be told.
         no_worse: whether the interval excludes that A is worse by the stated margin or more; None without a margin.
+            Where all prompts differ by the same there is no interval, so it is not shown.
     """
 
     name: str
@@ -92,8 +94,8 @@ def compare(
         ignore: names of `SETTINGS` that may differ.
 
     Raises:
-        DiffalignError: prompts, seeds, resolution, sampler, steps, guidance or metric versions differ (naming what); an
-            unknown metric, or none in common.
+        DiffalignError: prompts, seeds, one of `SETTINGS` or metric versions differ or a version is unknown (naming
+            what); an unknown metric, or none in common; a table with two versions of a metric, or an image twice.
 
     Source:
         Miller 2024, arXiv 2411.00640, for paired differences with the prompt as unit.
@@ -101,14 +103,46 @@ def compare(
     tables_a, tables_b = _tables(a), _tables(b)
     names = _names(tables_a, tables_b, metrics)
     _check_arguments(tables_a, names, margins or {}, ignore)
-    differences = _differences(tables_a, tables_b, names, [each for each in SETTINGS if each not in ignore])
+    settings = [each for each in SETTINGS if each not in ignore]
+    differences = [each for name in names for each in _differences(tables_a[name], tables_b[name], settings)]
     if differences:
         raise DiffalignError(
             f"{a} (A) and {b} (B) cannot be compared:\n"
-            + "\n".join(f"  {each}" for each in differences)
+            + "\n".join(f"  {each}" for each in dict.fromkeys(differences))
             + "\nSample and score both alike, or say which settings to ignore."
         )
-    return _with_holm([_compare(tables_a[name], tables_b[name], (margins or {}).get(name)) for name in names])
+    _warn_of_unknown_settings(tables_a[names[0]], tables_b[names[0]], settings)
+    compared = [_compare(tables_a[name], tables_b[name], (margins or {}).get(name)) for name in names]
+    adjusted = _holm(compared, tables_a, tables_b, settings)
+    return [replace(each, p_holm=adjusted.get(each.name)) for each in compared]
+
+
+def compared_models(a: str | Path, b: str | Path, *, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """What the two sides are, as JSON values, for the record of a comparison.
+
+    Args:
+        a: as in `compare`.
+        b: as in `compare`.
+        ignore: as in `compare`.
+
+    Returns:
+        ``a`` and ``b``: folder, model, adapter (None where unknown); ``ignored``: a text for each ignored setting that
+        does differ, such as "num_steps (6 in A, 5 in B)".
+    """
+    one, other = ([row for table in _tables(path).values() for row in table.values()] for path in (a, b))
+    sides = {
+        side: {"folder": str(path), "model": _told(rows, "model"), "adapter": _told(rows, "adapter")}
+        for side, path, rows in (("a", a, one), ("b", b, other))
+    }
+    told = {name: (_told(one, name), _told(other, name)) for name in ignore}
+    ignored = [f"{name} ({mine} in A, {yours} in B)" for name, (mine, yours) in told.items() if mine != yours]
+    return {**sides, "ignored": ignored}
+
+
+def _told(rows: Iterable[ScoreRow], setting: str) -> str | None:
+    """What the rows say of a setting: one value, or all there are."""
+    values = {str(getattr(row, setting)) for row in rows if getattr(row, setting) is not None}
+    return ", ".join(sorted(values)) if values else None
 
 
 def hacking_alarms(comparisons: Iterable[MetricComparison]) -> list[str]:
@@ -126,7 +160,14 @@ def hacking_alarms(comparisons: Iterable[MetricComparison]) -> list[str]:
 def _tables(path: str | Path) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for row in read_scores(path):
-        tables.setdefault(row.name, {})[row.key] = row
+        table = tables.setdefault(row.name, {})
+        if row.key in table:
+            raise DiffalignError(f"{path}: {row.name} has two scores of (prompt id, seed) {row.key}; score it again")
+        table[row.key] = row
+    for name, table in tables.items():
+        versions = {row.metric for row in table.values()}
+        if len(versions) > 1:
+            raise DiffalignError(f"{path}: {name} has scores of {', '.join(sorted(versions))}; score it again")
     return tables
 
 
@@ -161,17 +202,15 @@ def _check_arguments(
             )
 
 
-def _differences(
-    a: Mapping[str, Table], b: Mapping[str, Table], names: Sequence[str], settings: Sequence[str]
-) -> list[str]:
-    """A sentence for each thing that differs and should not."""
-    found: list[str] = []
-    for name in names:
-        found += _other_images(a[name], b[name]) or _other_settings(a[name], b[name], ("prompt", *settings))
-        mine, other = _any(a[name]).metric, _any(b[name]).metric
-        if mine != other:
-            found.append(f"version of metric {name}: {mine} in A, {other} in B")
-    return list(dict.fromkeys(found))
+def _differences(a: Table, b: Table, settings: Sequence[str]) -> list[str]:
+    """A sentence for each thing that differs between two tables of a metric and should not."""
+    found = _other_images(a, b) or _other_values(a, b, ["prompt"], list(a)) + _other_values(a, b, settings, _made(a, b))
+    mine, other = _any(a), _any(b)
+    if mine.metric != other.metric:
+        found.append(f"version of metric {mine.name}: {mine.metric} in A, {other.metric} in B")
+    elif not mine.has_version:
+        found.append(f"version of metric {mine.name}: unknown; give the function an attribute version and score again")
+    return found
 
 
 def _other_images(a: Table, b: Table) -> list[str]:
@@ -185,16 +224,20 @@ def _alone(what: str, a: set[T], b: set[T]) -> list[str]:
     return [f"{what}: {len(left)} in {side} alone, e.g. {next(iter(left))!r}" for side, left in sides if left]
 
 
-def _other_settings(a: Table, b: Table, settings: Sequence[str]) -> list[str]:
-    made = [key for key in a if not any(row.status.startswith(NOT_GENERATED) for row in (a[key], b[key]))]
+def _made(a: Table, b: Table) -> list[tuple[str, int]]:
+    """The images that both models made; others may lack settings."""
+    return [key for key in a if not any(row.status.startswith(NOT_GENERATED) for row in (a[key], b[key]))]
+
+
+def _other_values(a: Table, b: Table, columns: Sequence[str], keys: Sequence[tuple[str, int]]) -> list[str]:
     found = []
-    for setting in settings:
-        differing = [key for key in made if getattr(a[key], setting) != getattr(b[key], setting)]
+    for column in columns:
+        differing = [key for key in keys if getattr(a[key], column) != getattr(b[key], column)]
         if differing:
-            mine, other = (_word(getattr(table[differing[0]], setting)) for table in (a, b))
+            mine, other = (_word(getattr(table[differing[0]], column)) for table in (a, b))
             prompt, seed = differing[0]
             found.append(
-                f"{setting}: {mine} in A, {other} in B (in {len(differing)} of {len(made)} images, the first of prompt "
+                f"{column}: {mine} in A, {other} in B (in {len(differing)} of {len(keys)} images, the first of prompt "
                 f"{prompt!r}, seed {seed})"
             )
     return found
@@ -202,6 +245,13 @@ def _other_settings(a: Table, b: Table, settings: Sequence[str]) -> list[str]:
 
 def _word(value: object) -> str:
     return "unknown" if value is None else repr(value)
+
+
+def _warn_of_unknown_settings(a: Table, b: Table, settings: Sequence[str]) -> None:
+    made = _made(a, b)
+    unknowns = [name for name in settings if made and all(getattr(a[key], name) is None for key in made)]
+    if unknowns:
+        warn(f"unknown on both sides and so not compared: {', '.join(unknowns)}")
 
 
 def _compare(a: Table, b: Table, margin: float | None) -> MetricComparison:
@@ -223,6 +273,7 @@ def _compare(a: Table, b: Table, margin: float | None) -> MetricComparison:
     signed_a, signed_b = ({key: sign * values[key] for key in both} for values in (values_a, values_b))
     difference, wins = paired_difference(signed_a, signed_b), win_rate(signed_a, signed_b)
     num_seeds = len(both) / found.num_prompts
+    correlation = 1.0 if wins.correlation is None else max(0.0, wins.correlation)  # unknown: seeds add nothing
     return replace(
         found,
         mean_a=sign * mean_interval(signed_a).mean,
@@ -230,8 +281,8 @@ def _compare(a: Table, b: Table, margin: float | None) -> MetricComparison:
         difference=difference,
         win_rate=wins,
         num_seeds=num_seeds,
-        smallest_win_rate=minimum_detectable_win_rate(found.num_prompts, num_seeds, max(0.0, wins.correlation or 0.0)),
-        no_worse=None if margin is None else difference.low > -margin,
+        smallest_win_rate=minimum_detectable_win_rate(found.num_prompts, num_seeds, correlation),
+        no_worse=None if margin is None else difference.low > -margin and difference.method != "constant",
     )
 
 
@@ -242,14 +293,19 @@ def _role(first: Role, second: Role) -> Role:
     return "undeclared"
 
 
-def _with_holm(comparisons: Sequence[MetricComparison]) -> list[MetricComparison]:
-    p_values = {
-        each.name: each.difference.p_value
-        for each in comparisons
-        if each.role == "held-out" and each.difference is not None and each.difference.p_value is not None
-    }
-    adjusted = holm(p_values) if p_values else {}
-    return [replace(each, p_holm=adjusted.get(each.name)) for each in comparisons]
+def _holm(
+    compared: Sequence[MetricComparison], a: Mapping[str, Table], b: Mapping[str, Table], settings: Sequence[str]
+) -> dict[str, float]:
+    """Adjusted p values of the held-out metrics; those not compared now, or without a p value, count too."""
+    done = {each.name: each for each in compared}
+    p_values: dict[str, float | None] = {}
+    for name in (name for name in a if name in b and _role(_any(a[name]).role, _any(b[name]).role) == "held-out"):
+        each = done.get(name)
+        if each is None and not _differences(a[name], b[name], settings):
+            each = _compare(a[name], b[name], None)
+        p_values[name] = each.difference.p_value if each is not None and each.difference is not None else None
+    adjusted = holm({name: 1.0 if p is None else p for name, p in p_values.items()}) if p_values else {}
+    return {name: p for name, p in adjusted.items() if p_values[name] is not None}
 
 
 def _any(table: Table) -> ScoreRow:

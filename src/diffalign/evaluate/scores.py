@@ -22,9 +22,8 @@ from diffalign.core import (
     warn,
     write_jsonl,
 )
-from diffalign.evaluate.sources import OK, ImageRow, Role, ScoreRow, checked_images, parse_rows, read_images
-from diffalign.rewards import REWARDS, Reward, load_reward, score
-from diffalign.rewards.contract import UNVERSIONED
+from diffalign.evaluate.sources import OK, ImageRow, Role, ScoreRow, checked_images, parse_rows
+from diffalign.rewards import REWARDS, UNVERSIONED, Reward, load_reward, score
 from diffalign.stats import Estimate, mean_interval
 
 __all__ = ["MetricSummary", "read_scores", "score_folder", "summarise", "values_by_prompt"]
@@ -77,9 +76,7 @@ def score_folder(
         DiffalignError: see `read_images`; an unknown name; a metric with two roles; a reward that cannot be loaded.
     """
     named = _by_name(rewards, weights or {}, device)
-    folder, images = read_images(source, prompts=prompts)
-    if any(image.model is not None for image in images):  # of a manifest; those of a plain folder were just read
-        images = checked_images(folder, images)
+    folder, images = checked_images(source, prompts=prompts)
     out = folder if out is None else Path(out)
     with folder_lock(out):
         earlier = read_scores(out) if (out / TABLE).exists() else []

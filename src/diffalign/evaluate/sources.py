@@ -15,7 +15,7 @@ from pydantic import StrictBool, StrictFloat, StrictInt, TypeAdapter, Validation
 
 from diffalign.core import DiffalignError, progress, read_jsonl, read_text, sha256_file, warn
 from diffalign.data import decode_image, image_sha256
-from diffalign.rewards.contract import UNVERSIONED
+from diffalign.rewards import UNVERSIONED
 from diffalign.sample import prompt_id
 
 __all__ = ["ImageRow", "ScoreRow", "checked_images", "parse_rows", "read_images"]
@@ -116,11 +116,11 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
         The folder that the rows' files are relative to; the rows.
 
     Raises:
-        DiffalignError: no images, a wrong row, a file outside of the folder, two rows of the same prompt and seed, or an
-            image without a prompt.
+        DiffalignError: no images, a wrong row, a file outside of the folder, two rows of the same prompt and seed, or
+            an image without a prompt.
     """
     source = Path(source)
-    manifest = source / _MANIFEST if source.is_dir() else source
+    manifest = _manifest(source)
     if manifest.is_file():
         if prompts:
             raise DiffalignError(f"{manifest} has its own prompts; leave out prompts=")
@@ -146,8 +146,15 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
     return manifest.parent, rows
 
 
-def checked_images(folder: Path, images: Sequence[ImageRow]) -> list[ImageRow]:
-    """The rows, each "ok" only if its file shows the pixels that its sha256 is of; else "error: ..." says why not."""
+def _manifest(source: Path) -> Path:
+    return source / _MANIFEST if source.is_dir() else source
+
+
+def checked_images(source: str | Path, *, prompts: Mapping[str, str] | None = None) -> tuple[Path, Sequence[ImageRow]]:
+    """`read_images`, and an image whose file does not show what the manifest says becomes an "error: ..."."""
+    folder, images = read_images(source, prompts=prompts)
+    if not _manifest(Path(source)).is_file():  # of a plain folder, the files themselves were just read
+        return folder, images
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         statuses = pool.map(lambda image: _status(folder, image), images)
         checked = [
@@ -162,7 +169,7 @@ def checked_images(folder: Path, images: Sequence[ImageRow]) -> list[ImageRow]:
             f"{len(wrong)} of {len(images)} images are not those of the manifest; the first, {wrong[0].file}: "
             f"{wrong[0].status}"
         )
-    return checked
+    return folder, checked
 
 
 def _status(folder: Path, image: ImageRow) -> str:

@@ -55,7 +55,7 @@ from diffalign.rewards import clip_features, judge_features, load_reward
 from diffalign.sample import PromptRow, family_sampler, prompt_id, sample_images
 from diffalign.train import LoraConfig, OptimizerConfig, TrainConfig, train
 
-__all__ = ["DemoConfig", "run_demo", "trainings"]
+__all__ = ["DemoConfig", "curated_pairs", "evaluation_prompts", "run_demo", "sample_model", "trainings"]
 
 PHOTOGRAPHS_NAME = "photographs"  # the embedded ones
 EVALUATION = (0, 2, 4, 6)  # captions, by their number modulo 7; the others serve validation
@@ -141,18 +141,22 @@ def run_demo(config: DemoConfig, folder: str | Path) -> dict[str, Any]:
     with RunFolder.open(folder, config, kind="demo"):
         clock = _Clock(folder / "seconds.json")
         with clock("curate"):
-            funnel = _curate(config, folder)
+            pairs = curated_pairs(config, folder)
         with clock("train"):
-            for name, stage in trainings(config, folder / "pairs", folder).items():
+            for name, stage in trainings(config, pairs, folder).items():
                 get_console().print(f"training {name}: {stage.objective}, {stage.num_steps} steps", markup=False)
                 train(stage, folder / "train" / name, cache=folder / "latents")
         with clock("sample"):
             family = load_family(config.base)
-            prompts = evaluation_prompts(config, folder / "pairs")
+            prompts = evaluation_prompts(config, pairs)
             _sample_all(config, family, prompts, folder)
         with clock("measure"):
             results = _measure(config, folder)
-        results |= {"funnel": funnel, "parts": clock.parts(), "versions": versions()}
+        results |= {
+            "funnel": read_json(folder / "curation" / "funnel.json"),
+            "parts": clock.parts(),
+            "versions": versions(),
+        }
         results["seconds"] = sum(results["parts"].values())
         write_json(folder / "results.json", results)
         write_report(config, results, folder)
@@ -219,7 +223,12 @@ def evaluation_prompts(config: DemoConfig, pairs: Path) -> list[PromptRow]:
     return [PromptRow(id=prompt_id(text), prompt=text) for text in texts[: config.num_prompts]]
 
 
-def _curate(config: DemoConfig, folder: Path) -> dict[str, Any]:
+def curated_pairs(config: DemoConfig, folder: Path) -> Path:
+    """Make the pairs in ``pairs/`` of the folder, unless they are there.
+
+    Raises:
+        DiffalignError: fewer than a batch of them are left.
+    """
     curate(
         CurateConfig(
             model=config.base,
@@ -246,15 +255,14 @@ def _curate(config: DemoConfig, folder: Path) -> dict[str, Any]:
             f"{found} pairs are left after curation, fewer than a batch of {config.batch_size}: give more photographs, "
             "or lower min_gap"
         )
-    return dict(read_json(folder / "curation" / "funnel.json"))
+    return folder / "pairs"
 
 
 def _sample_all(config: DemoConfig, family: Family, prompts: list[PromptRow], folder: Path) -> None:
     """The images of every model on the same noise, and small grids along the strength of guidance."""
     weights = {name: folder / "train" / name / "policy" for name in ("sft", "negative", "dpo", "stage1", "stage2")}
     for name in ("base", "sft", "dpo", "stage1", "stage2"):
-        with _with_adapter(family, weights.get(name)):
-            _sample(config, family, prompts, folder / "samples" / name, adapter="" if name == "base" else name)
+        sample_model(config, family, prompts, folder / "samples" / name, weights.get(name))
     few = prompts[:: max(1, len(prompts) // 8)][:8]
     for scale in dict.fromkeys((config.preference_scale, *config.shown_scales)):
         guide = Contrastive(positive=weights["sft"], negative=weights["negative"], scale=scale)
@@ -267,15 +275,17 @@ def _sample_all(config: DemoConfig, family: Family, prompts: list[PromptRow], fo
     _sharpen(folder / "samples" / "base", folder / "samples" / "sharpened")
 
 
-@contextmanager
-def _with_adapter(family: Family, path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
+def sample_model(
+    config: DemoConfig, family: Family, prompts: list[PromptRow], folder: Path, weights: Path | None
+) -> None:
+    """Sample the base with a LoRA, or alone."""
+    if weights is None:
+        _sample(config, family, prompts, folder, adapter="")
         return
-    load_adapter(family.denoiser, path, "shown", prefix=family.lora_prefix)
+    load_adapter(family.denoiser, weights, "shown", prefix=family.lora_prefix)
     try:
         with using(family.denoiser, "shown"):
-            yield
+            _sample(config, family, prompts, folder, adapter=weights.parent.name)
     finally:
         remove_adapter(family.denoiser, "shown")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffalign.rewards.aesthetic import AestheticReward
 from diffalign.rewards.clip import ClipReward, clip_score, hessel_clip_score, percent_clip_score, pickscore
-from diffalign.rewards.contract import REWARDS, Reward, RewardCard
+from diffalign.rewards.contract import REWARDS, UNVERSIONED, Reward, RewardCard
 from diffalign.rewards.converters import collapse_affine, convert_reward
 from diffalign.rewards.image_reward import ImageReward
 from diffalign.rewards.judge import JudgeReward, realism, shows_subject
@@ -24,6 +24,7 @@ from diffalign.rewards.statistics import (
 
 __all__ = [
     "REWARDS",
+    "UNVERSIONED",
     "AestheticReward",
     "ClipRecipe",
     "ClipReward",

@@ -169,7 +169,8 @@ class Reward:
 @contextmanager
 def whole_float32() -> Iterator[None]:
     """Inside the block, float32 products on a GPU are not rounded to TF32; afterwards all is as it was."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

@@ -1,7 +1,8 @@
 """Prompts x seeds to a folder of images with a manifest: sharded, resumable, a row for every image, also a failed one.
 
 A folder holds ``images/``, ``manifest.jsonl`` (prompt by prompt), ``grid.png`` (the first prompts as rows, their first
-seeds as columns), ``config.yaml``, ``prompts.jsonl``, ``versions.json``, and ``shards/``, by which a stopped run goes on.
+seeds as columns), ``config.yaml``, ``prompts.jsonl``, ``versions.json``, and ``shards/``, by which a stopped run goes
+on.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def sample_images(
     Returns:
         The manifest: per row prompt_id, prompt, seed, file (relative, "" where it failed), sha256 (of the pixels, see
         ``image_sha256``), width, height, status ("ok" where there is an image), model, adapter, sampler, num_steps,
-        guidance_scale, negative_prompt, dtype, sampler_hash (of what else the sampler's identity holds; "" for nothing).
+        guidance_scale, negative_prompt, dtype, sampler_hash (of the rest of the sampler's identity).
 
     Raises:
         DiffalignError: the folder belongs to another run or other prompts, two prompts share an id, or everything
@@ -165,9 +166,9 @@ def _keep_prompts(prompts: Sequence[PromptRow], file: Path) -> None:
             (one, other) for one, other in zip_longest(before, now, fillvalue={"prompt": None}) if one != other
         )
         raise DiffalignError(
-            f"the prompts changed since {file.parent} was begun: {len(before)} there, {len(now)} now, the first that "
-            f"differs {there['prompt']!r} there, {here['prompt']!r} now. Use those of {file} to go on, or another folder "
-            "to begin anew."
+            f"the prompts changed since {file.parent} was begun: {len(before)} there, {len(now)} now; the first that "
+            f"differs is {there['prompt']!r} there, {here['prompt']!r} now. Use those of {file.name} to go on, or "
+            "another folder to begin anew."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from diffalign.core import numpy_generator
 from diffalign.stats.power import one_way_correlation
@@ -48,7 +49,8 @@ class Estimate:
         high: upper end of the interval.
         se: standard error, in the metric's unit.
         num_prompts: prompts (or other clusters) that entered.
-        method: cluster_t, bca, percentile, wilson.
+        method: cluster_t, bca, percentile, wilson; constant where all prompts have the same value: then low and high
+            are that value, for nothing can be told of its spread. That is no interval, and no claim can rest on it.
         p_value: two-sided, of "no difference"; None where nothing is tested.
         num_missing: (prompt, seed) rows left out because a value was missing.
     """
@@ -174,7 +176,8 @@ def win_rate(
         a: (P, K) prompts x seeds, or {(prompt_id, seed): value}. NaN, or a key that the other lacks, is missing.
         b: like ``a``.
         method: as in ``mean_interval``, save that ``"auto"`` is Wilson's interval where every w_p is 0 or 1, as with
-            one seed and no ties.
+            one seed and no ties. Where all w_p are equal every method is Wilson's, of P outcomes: no rates in
+            [0, 1] with that mean vary more.
         confidence: probability that the interval should hold the truth.
         seed: of the resampling and of the sign flips.
         allow_missing: leave out rows that lack a partner, and count them, instead of refusing.
@@ -197,10 +200,9 @@ def win_rate(
     table = align(a, b, allow_missing=allow_missing)
     outcomes = (np.sign(table.columns[0] - table.columns[1]) + 1) / 2
     rates = table.prompt_means(outcomes)
-    if method == "auto" and np.isin(rates, (0, 1)).all():
-        estimate = _wilson(rates, confidence)
-    else:
-        estimate = _interval(rates, method, confidence, seed)
+    estimate = _interval(rates, method, confidence, seed)
+    if estimate.method == "constant" or (method == "auto" and np.isin(rates, (0, 1)).all()):
+        estimate = _wilson(estimate, confidence)
     if np.isin(rates, (0, 0.5, 1)).all():
         p_value = sign_test(int((rates == 1).sum()), int((rates == 0).sum()))
     else:
@@ -258,7 +260,7 @@ def _interval(values: Floats, method: Method, confidence: float, seed: int) -> E
     if method not in ("auto", "cluster_t", "bca", "percentile"):
         raise ValueError(f"expected method auto, cluster_t, bca or percentile, got {method!r}")
     estimate = _cluster_t(values, confidence)
-    if method in ("auto", "cluster_t") or np.ptp(values) == 0:  # equal values have one resample only
+    if method in ("auto", "cluster_t") or estimate.method == "constant":  # equal values have one resample only
         return estimate
     interval = stats.bootstrap(
         (values,),
@@ -275,11 +277,15 @@ def _interval(values: Floats, method: Method, confidence: float, seed: int) -> E
 def _cluster_t(values: Floats, confidence: float) -> Estimate:
     mean, se = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * se
-    return Estimate(mean=mean, low=mean - half, high=mean + half, se=se, num_prompts=len(values), method="cluster_t")
+    estimate = Estimate(
+        mean=mean, low=mean - half, high=mean + half, se=se, num_prompts=len(values), method="cluster_t"
+    )
+    return replace(estimate, low=mean, high=mean, se=0.0, method="constant") if np.ptp(values) == 0 else estimate
 
 
-def _wilson(values: Floats, confidence: float) -> Estimate:
-    test = stats.binomtest(int(values.sum()), len(values))
-    interval = test.proportion_ci(confidence, method="wilson")
-    estimate = _cluster_t(values, confidence)
-    return replace(estimate, low=float(interval.low), high=float(interval.high), method="wilson")
+def _wilson(estimate: Estimate, confidence: float) -> Estimate:
+    """Of a rate over P prompts, as if each were won or lost whole."""
+    wins = estimate.mean * estimate.num_prompts
+    low, high = proportion_confint(wins, estimate.num_prompts, alpha=1 - confidence, method="wilson")
+    low, high = min(float(low), estimate.mean), max(float(high), estimate.mean)  # rounding aside, it holds the rate
+    return replace(estimate, low=low, high=high, method="wilson")
