@@ -8,6 +8,8 @@ printed.
     python benchmarks/score.py                      # 256 files of 32 pixels, as tiny-sd samples, and of 512
     python benchmarks/score.py --sizes 64 1024
 
+``diffalign score`` also checks that each file is the image of its manifest, which is left out here.
+
 The sides take turns; rates are medians over the turns. The larger the files, the more of the time goes into decoding,
 which both sides have to do: then the ratio cannot exceed the number of cores by much.
 """

@@ -14,9 +14,9 @@ __all__ = ["demo"]
 
 def demo(
     base: Annotated[str, typer.Option(help="Model to align: folder, hub id, or tiny-sd.")] = "tiny-sd",
-    photos: Annotated[
-        str, typer.Option(help="Folder of photographs with captions; the embedded ones by default.")
-    ] = "",
+    photos: Annotated[str, typer.Option(help="Folder of photographs with captions; by default the embedded ones.")] = (
+        "photographs"
+    ),
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: num_fit_steps=50.")
     ] = None,

@@ -94,7 +94,7 @@ def config_to_yaml(config: Config) -> str:
 
 
 def override(config: C, assignments: Sequence[str]) -> C:
-    """Change settings by text, as ``--set train.steps=50`` does; later assignments win.
+    """Change settings by text, as ``--set stages.0.num_steps=50`` does; later assignments win.
 
     Args:
         config: what to start from; it stays as it is.
@@ -108,7 +108,7 @@ def override(config: C, assignments: Sequence[str]) -> C:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise DiffalignError(f"expected key=value, such as train.steps=50, got {assignment!r}")
+            raise DiffalignError(f"expected key=value, such as stages.0.num_steps=50, got {assignment!r}")
         _assign(type(config), values, key.strip(), parse_yaml(text, where=f"the value of {assignment!r}"))
     return _validate(type(config), values)
 

@@ -143,6 +143,8 @@ def _refuse_another(path: Path, config: Config, kind: str) -> None:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            value = {str(index): one for index, one in enumerate(value)}
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:

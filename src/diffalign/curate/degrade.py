@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusion3InpaintPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from diffalign.core import DiffalignError
 from diffalign.data import from_tensor, to_tensor
-from diffalign.models import Family
+from diffalign.models import Family, quiet_loading
 from diffalign.sample import make_scheduler
+
+with quiet_loading():  # diffusers warns of packages that nothing here needs
+    from diffusers import StableDiffusion3InpaintPipeline, StableDiffusionInpaintPipeline
 
 __all__ = ["check_inpainting", "composite", "inpaint"]
 

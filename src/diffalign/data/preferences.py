@@ -386,10 +386,13 @@ def parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     else:
         files = [Path(path)]
     if not files:
-        raise DiffalignError(f"{path}: no Parquet files (*.parquet) there")
+        raise DiffalignError(
+            f"{path}: no Parquet files (*.parquet) there. Folders of images become preference data by read_folders, "
+            "photographs by diffalign demo --photos"
+        )
     for file in files:
         if not file.is_file():
-            raise DiffalignError(f"{file} does not exist or is not a file")
+            raise DiffalignError(f"there is no {file}: expected a folder of Parquet files, or one Parquet file")
     return files
 
 

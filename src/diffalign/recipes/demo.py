@@ -36,7 +36,7 @@ from diffalign.curate import CurateConfig, curate
 from diffalign.data import Preferences, captions, draw_crop, encode_png, image_sha256
 from diffalign.evaluate import measure_models
 from diffalign.guidance import Contrastive, attach
-from diffalign.models import EMBEDDED_MODELS, Family, load_adapter, load_family, remove_adapter, using
+from diffalign.models import EMBEDDED_MODELS, Family, find_index, load_adapter, load_family, remove_adapter, using
 from diffalign.report import (
     KeyFigure,
     Page,
@@ -80,7 +80,7 @@ class DemoConfig(Config):
     fit_learning_rate: float = setting(5e-4, "of what fits images", gt=0)
     pair_learning_rate: float = setting(1e-4, "of what compares pairs", gt=0)
     beta: float = setting(2000.0, "of Diffusion-DPO", gt=0)
-    margin: float = setting(0.001, "of the gate of Stage 1", ge=0, source="RealAlign")
+    margin: float = setting(0.01, "of the gate of Stage 1", ge=0, source="scripts/demo/sweep.py; RealAlign 0.001")
     preference_scale: float = setting(1.0, "of contrastive guidance, where it is compared with the others", ge=0)
     shown_scales: tuple[float, ...] = setting((0.0, 0.5, 1.0, 2.0, 4.0), "strengths shown as small grids")
     num_prompts: int = setting(64, "prompts that models are compared on", ge=10)
@@ -138,6 +138,9 @@ def run_demo(config: DemoConfig, folder: str | Path) -> dict[str, Any]:
         DiffalignError: a setting does not fit, the folder belongs to another run, or too few pairs are left.
     """
     folder = Path(folder)
+    if config.photos != PHOTOGRAPHS_NAME and not Path(config.photos).is_dir():
+        raise DiffalignError(f"expected a folder of photographs, there is none at {config.photos}")
+    find_index(config.base)  # says what is wrong with it, before the run's folder is made
     with RunFolder.open(folder, config, kind="demo"):
         clock = _Clock(folder / "seconds.json")
         with clock("curate"):
@@ -291,7 +294,7 @@ def sample_model(
 
 
 def _sample(config: DemoConfig, family: Family, prompts: list[PromptRow], folder: Path, *, adapter: str) -> None:
-    get_console().print(f"sampling {folder.name}", markup=False)
+    get_console().print(f"sampling {adapter or 'base'}", markup=False)
     sampler = family_sampler(
         family,
         num_steps=config.num_steps,

@@ -67,6 +67,12 @@ def load_reward(spec: str, *, weights: str | Path | None = None, device: str | t
     """
     if spec.startswith("sgp:"):
         return StyleGap(load_reward(spec.removeprefix("sgp:"), weights=weights, device=device))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DiffalignError(
+            f"cannot use the device {device!r}: {str(error).splitlines()[0]}; `diffalign env` lists those that are here"
+        ) from error
     if ":" not in spec:
         return REWARDS.get(spec)(weights, torch.device(device))
     if weights is not None:

@@ -110,6 +110,7 @@ def check(config: TrainConfig) -> ObjectiveSpec:
         compute({name: _example(name) for name in spec.inputs})
     except (TypeError, ValueError) as error:
         raise DiffalignError(f"objective {spec.name!r} with {config.settings}: {error}") from error
+    Preferences(config.data)  # says what is wrong with it
     for what, path in (("start", config.start), ("reference", reference_path(config))):
         if path and not Path(path).exists():
             known = "" if what == "start" else "; known names are start, base and ema"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from diffalign.models.families.base import Family, families, is_denoiser, load_denoiser, load_family, quiet_loading
+from diffalign.models.families.base import (
+    Family,
+    families,
+    find_index,
+    is_denoiser,
+    load_denoiser,
+    load_family,
+    quiet_loading,
+)
 from diffalign.models.families.outline import outline_family
 from diffalign.models.families.sd import StableDiffusion
 from diffalign.models.families.sd3 import StableDiffusion3
@@ -12,6 +20,7 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusion3",
     "families",
+    "find_index",
     "is_denoiser",
     "load_denoiser",
     "load_family",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from diffalign.core import DiffalignError, Registry, content_hash, read_json, sha256_file
+from diffalign.core import DiffalignError, Registry, content_hash, nearest, read_json, sha256_file
 from diffalign.models.embedded import EMBEDDED_MODELS, embedded_path
 from diffalign.models.processes import RectifiedFlow, VariancePreserving, process_from_scheduler
 
@@ -349,12 +349,12 @@ def find_index(path_or_hub_id: str | Path, revision: str | None = None) -> tuple
         index = Path(hf_hub_download(str(path_or_hub_id), "model_index.json", revision=revision))
     except HFValidationError as error:
         raise DiffalignError(
-            f"there is no folder {path_or_hub_id}, and it is not a hub id such as 'owner/name'"
+            f"there is no folder {path_or_hub_id}, and it is not a hub id such as 'owner/name'{_did_you_mean(folder)}"
         ) from error
     except LocalEntryNotFoundError as error:
         raise DiffalignError(
             f"{path_or_hub_id} is neither a folder nor in the local hub cache, and the hub cannot be reached (or "
-            "HF_HUB_OFFLINE is set): give a folder, or run `hf download` while online"
+            f"HF_HUB_OFFLINE is set): give a folder, or run `hf download` while online{_did_you_mean(folder)}"
         ) from error
     except HfHubHTTPError as error:
         raise DiffalignError(
@@ -362,6 +362,11 @@ def find_index(path_or_hub_id: str | Path, revision: str | None = None) -> tuple
             "need `hf auth login` after accepting their licence"
         ) from error
     return index, index.parent.name
+
+
+def _did_you_mean(path: Path) -> str:
+    near = [name for name in nearest(str(path), EMBEDDED_MODELS) if "sd" in name]
+    return f". Embedded models: {', '.join(near)}" if near else ""
 
 
 def family_of(index: Path) -> type[Family]:
