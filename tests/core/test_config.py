@@ -172,7 +172,7 @@ def test_override_changes_a_copy_and_the_last_wins():
 @pytest.mark.parametrize(
     ("assignment", "complaint"),
     [
-        ("seed", r"expected key=value, such as train\.steps=50, got 'seed'"),
+        ("seed", r"expected key=value, such as stages\.0\.num_steps=50, got 'seed'"),
         ("=3", r"expected key=value"),
         ("train.stps=3", r"unknown setting 'train\.stps'; nearest: train\.steps"),
         ("trian.steps=3", r"unknown setting 'trian'; nearest: train"),
