@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-torch-$(TORCH)
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo test test-slow lint docs clean
+.PHONY: help setup demo demo-full test test-slow lint docs clean
 
 help:  ## Say what there is (the default)
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-11s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ setup: $(STAMP)  ## Make .venv with everything the other targets need
 
 demo: $(STAMP)  ## Align the embedded model with real photographs and write runs/demo/report.html
 	$(OFFLINE) $(BIN)/diffalign demo --out runs/demo
+
+demo-full: $(STAMP)  ## The demo over five training seeds: an hour or two; goes on where it stopped
+	$(OFFLINE) $(BIN)/python scripts/demo/full.py --out runs/full
 
 test: $(STAMP)  ## Run the tests that take seconds
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(PYTEST_ARGS)

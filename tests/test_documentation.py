@@ -1,4 +1,5 @@
-"""Every Python block of the README and the docs runs as it stands, in order, in an empty folder."""
+"""Every block of code in the README and the docs runs, in order, in an empty folder: Python as it stands, commands as
+their tiny twins (see documentation_shim)."""
 
 from __future__ import annotations
 
@@ -10,19 +11,64 @@ from pathlib import Path
 
 import pytest
 
+from diffalign.core import numpy_generator
+from diffalign.data import draw_crop
+from documentation_shim import run_commands, tiny
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
+
+
+def blocks(page: Path, language: str) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return "\n".join(found)
+
+
+def with_code(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """What the documentation takes for granted: photographs and prompts."""
+    for number in range(12):
+        crop = draw_crop("train", numpy_generator("photographs of the documentation", number), size=48)
+        for folder in ("photos", "my-photos"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            crop.image.save(tmp_path / folder / f"{number}.png")
+            (tmp_path / folder / f"{number}.txt").write_text(crop.caption)
+    (tmp_path / "prompts.txt").write_text("a photo of a tabby cat\na photo of a rocket at night\n")
+    return tmp_path
 
 
 def test_there_is_code_to_run() -> None:
-    assert ROOT / "README.md" in WITH_CODE
+    assert blocks(ROOT / "README.md", "python") and "diffalign train" in blocks(ROOT / "README.md", "bash")
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_blocks_run(page: Path, tmp_path: Path) -> None:
-    code = "\n".join(BLOCK.findall(page.read_text()))
+def test_the_twin_of_a_command_is_that_command() -> None:
+    assert tiny(["sample", "--model", "tiny-sd", "--limit", "9"]) == ["sample", "--model", "tiny-sd", "--limit", "9"]
+    assert tiny(["train", "x", "--tiny"]) == ["train", "x", "--tiny"]
+
+
+@pytest.mark.parametrize("command", ["diffalign nothing", "diffalign inspect nowhere", "rm -rf x", "make nothing"])
+def test_a_command_that_fails_is_seen(command: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        run_commands(command, tmp_path)
+
+
+@pytest.mark.parametrize("page", with_code("python"), ids=name)
+def test_python_runs(page: Path, tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", blocks(page, "python")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", with_code("bash"), ids=name)
+def test_commands_run(page: Path, workplace: Path) -> None:
+    run_commands(blocks(page, "bash"), workplace)

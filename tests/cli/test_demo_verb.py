@@ -23,7 +23,7 @@ RESULTS = {
 def test_defaults_are_the_recipes_and_settings_change_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[DemoConfig, Path]] = []
 
-    def run(config: DemoConfig, folder: Path) -> dict[str, Any]:
+    def run(config: DemoConfig, folder: Path, *, device: str) -> dict[str, Any]:
         asked.append((config, folder))
         return RESULTS
 

@@ -7,13 +7,15 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from diffalign.core import numpy_generator
+from diffalign.curate.sources import Photo, Rejected
 from diffalign.data import draw_crop
 
 SIZE = 32
@@ -44,8 +46,8 @@ ODD = "\\udcff.png"  # how the name of the byte 255 is shown
 
 # every name below the folder and why it is rejected; None where it is a photograph
 HOSTILE: dict[str, str | None] = {
-    "../outside.png": "missing",
-    "/etc/hostname": "missing",
+    "../outside.png": "outside",
+    "/etc/hostname": "outside",
     "animated.gif": None,
     "a..b.png": None,
     "bad caption.png": "bad caption",
@@ -134,3 +136,130 @@ def nan_for_flowers(images: Sequence[Image.Image], prompts: Sequence[str]) -> li
         float("nan") if "flower" in prompt else float(np.asarray(image).std())
         for image, prompt in zip(images, prompts, strict=True)
     ]
+
+
+WORDS = ("a", "b", "c", "d", "cat", "dog", "tree", "house", "red", "green", "user", "assistant")
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = [*special.values(), "<image>", *WORDS]
+    built = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    built.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=built, extra_special_tokens={"image_token": "<image>"}, **special)
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}{% for part in message.content %}"
+    " {{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endfor %} assistant"
+)
+
+
+def tiny_llava(folder: Path, seed: int = 0, template: str | None = TEMPLATE) -> Path:
+    """A LLaVA of few channels, saved as published ones are; it never ends a caption by itself."""
+    import torch
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    tokenizer = _tokenizer()
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=8
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    torch.manual_seed(seed)
+    model = Llava(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight))
+        model.model.language_model.layers[0].self_attn.o_proj.weight *= 20  # else every image reads alike
+        model.lm_head.weight[:5] = 0  # special tokens are never likely
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_blip(folder: Path) -> Path:
+    """A BLIP of few channels, saved as published ones are."""
+    import torch
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+        BlipTextConfig,
+        BlipVisionConfig,
+    )
+
+    folder.mkdir(exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    shape = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = BlipTextConfig(
+        vocab_size=len(words),
+        encoder_hidden_size=8,
+        bos_token_id=5,
+        eos_token_id=3,
+        pad_token_id=0,
+        sep_token_id=3,
+        **shape,
+    )
+    config = BlipConfig(text_config=text, vision_config=BlipVisionConfig(image_size=24, patch_size=8, **shape))
+    torch.manual_seed(0)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 24, "width": 24}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def album(folder: Path, count: int) -> Path:
+    """Pictures 0.png, 1.png and on, each with its caption beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(png(picture(number)))
+        (folder / f"{number}.txt").write_text(f"photo {number}")
+    return folder
+
+
+def write_parquet(
+    file: Path, numbers: Iterable[int], *, image: str = "image", license: str = "", row_group_size: int = 2
+) -> None:
+    """Pictures and captions in a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = list(numbers)
+    cells = [{"bytes": png(picture(number)), "path": f"{number}.png"} for number in numbers]
+    columns = {"id": numbers, image: cells, "text": [f"photo {number}" for number in numbers]}
+    columns |= {"license": [license] * len(numbers)} if license else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file, row_group_size=row_group_size)
+
+
+def prompts(photos: Iterable[Photo | Rejected]) -> list[str]:
+    """Captions; a photograph that was rejected shows why."""
+    return [one.prompt if isinstance(one, Photo) else f"{one.name}: {one.reason}, {one.detail}" for one in photos]
+
+
+def reasons(photos: Iterable[Photo | Rejected]) -> list[str | None]:
+    """Why each was rejected; None where it was not."""
+    return [one.reason if isinstance(one, Rejected) else None for one in photos]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError
 from diffalign.curate import colour_saliency, composite, embedded_photographs, inpaint, mask_of
-from diffalign.curate.degrade import _touched_cells
+from diffalign.curate.degrade import check_inpainting, inpainting
+from diffalign.curate.degrade.composites import touched_cells
 from diffalign.data import to_tensor
 from diffalign.models import Family, load_family
 from diffalign.models.families import StableDiffusion3
@@ -31,10 +32,12 @@ def sd3() -> Family:
     return StableDiffusion3(type(pipe)(**pipe.components | {"vae": vae, "transformer": transformer}))
 
 
-@pytest.fixture(scope="module", params=["tiny-sd", "tiny-sd bf16", "sd3"])
+@pytest.fixture(scope="module", params=["tiny-sd", "tiny-sd bf16", "sd3", "tiny-sd3"])
 def family(request: pytest.FixtureRequest) -> Family:
     if request.param == "sd3":
         return sd3()
+    if request.param == "tiny-sd3":  # which diffusers' pipeline refuses
+        return load_family("tiny-sd3")
     return load_family("tiny-sd", dtype=torch.bfloat16 if "bf16" in request.param else torch.float32)
 
 
@@ -59,7 +62,7 @@ def test_latents_outside_the_mask_are_the_photographs(family: Family, monkeypatc
     draw(family, [0, 1, 2], [5, 6, 7])
     expected = family.encode_images(torch.stack([to_tensor(image) for image in IMAGES]))[0].to(family.dtype)
     factor = family.vae_scale_factor
-    inside = torch.stack([_touched_cells(mask, factor)[:, ::factor, ::factor] for mask in MASKS]).bool()
+    inside = torch.stack([touched_cells(mask, factor)[:, ::factor, ::factor] for mask in MASKS]).bool()
     inside = inside.expand(-1, expected.shape[1], -1, -1)
     assert torch.equal(decoded[0][~inside], expected[~inside])
     assert (decoded[0][inside] - expected[inside]).abs().mean() > 0.1
@@ -78,7 +81,7 @@ def test_every_cell_that_a_mask_touches_is_drawn() -> None:
     mask[1, 2] = 255
     expected = np.zeros((4, 6))
     expected[:2, 2:4] = 1
-    np.testing.assert_array_equal(_touched_cells(Image.fromarray(mask), 2)[0], expected)
+    np.testing.assert_array_equal(touched_cells(Image.fromarray(mask), 2)[0], expected)
 
 
 def test_numbers_that_are_not_finite_give_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +133,36 @@ def test_inpainting_refuses_what_does_not_fit(changes: dict[str, object], messag
         inpaint(load_family("tiny-sd"), IMAGES, prompts=PROMPTS, **arguments)
 
 
-def test_a_model_without_an_inpainting_pipeline_is_refused() -> None:
+def test_a_model_without_an_inpainting_pipeline_is_told() -> None:
     with pytest.raises(DiffalignError, match=r"of 4 latent channels; known: .* with 16 latent channels"):
-        inpaint(load_family("tiny-sd3"), [], [], [], seeds=[], num_steps=1, guidance_scale=1.0)
+        check_inpainting(load_family("tiny-sd3"))
+    check_inpainting(load_family("tiny-sd"))
+
+
+def test_both_ways_to_inpaint_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = sd3()
+    with_pipeline = draw(family, [0, 1, 2], [5, 6, 7])
+    monkeypatch.setattr(inpainting, "_inpainting_pipeline", lambda *arguments: None)
+    for one, other in zip(draw(family, [0, 1, 2], [5, 6, 7]), with_pipeline, strict=True):
+        assert np.abs(one - other).max() <= 1
+
+
+def test_the_network_sees_the_noised_photograph_outside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = load_family("tiny-sd3")
+    shown: list[tuple[Tensor, Tensor]] = []
+    predict = family.predict
+    monkeypatch.setattr(
+        family, "predict", lambda noisy, times, rows: shown.append((noisy, times)) or predict(noisy, times, rows)
+    )
+    inpaint(family, IMAGES[:1], MASKS[:1], PROMPTS[:1], seeds=[8], num_steps=3, guidance_scale=2.0)
+    latents = family.encode_images(to_tensor(IMAGES[0])[None])[0].float()
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(8))[None]
+    factor = family.vae_scale_factor
+    outside = ~touched_cells(MASKS[0], factor)[:, ::factor, ::factor].bool().expand(latents.shape[1:])
+    assert len(shown) == 3
+    for noisy, times in shown:
+        expected = family.process.add_noise(latents, noise, times[:1])
+        assert len(noisy) == 2 and torch.equal(noisy[0][outside], expected[0][outside])
+        assert torch.equal(noisy[1], noisy[0])
+    inside = ~outside
+    assert (shown[2][0][0][inside] - expected[0][inside]).abs().mean() > 0.05

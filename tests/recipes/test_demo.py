@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import diffalign.recipes.demo as demo
+from curate.curate_helpers import hostile_folder, picture, png
 from diffalign.core import DiffalignError
 from diffalign.data import Preferences
 from diffalign.recipes.demo import MODELS, DemoConfig, evaluation_prompts, run_demo, trainings
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = DemoConfig(
     num_photos=40,
     num_pairs=24,
@@ -115,3 +118,40 @@ def test_evaluation_prompts_leave_some_for_validation(tmp_path: Path) -> None:
 def test_too_few_pairs_are_told(tmp_path: Path) -> None:
     with pytest.raises(DiffalignError, match="pairs are left after curation, fewer than a batch of 16"):
         run_demo(SHORT.replace(num_photos=8), tmp_path / "run")
+
+
+def test_a_hostile_folder_of_ones_own_photographs_ends_in_a_report(tmp_path: Path) -> None:
+    photos = hostile_folder(tmp_path / "photos")
+    for number in range(20, 40):
+        (photos / f"{number}.png").write_bytes(png(picture(number)))
+        (photos / f"{number}.txt").write_text(f"<b>photo</b> {number}<script>alert(1)</script>")
+    config = SHORT.replace(photos=str(photos), num_photos=0, batch_size=4, num_seeds=2)
+    results = run_demo(config, tmp_path / "run")
+    assert "kid" not in results["models"]["base"] and results["roles"]["diversity"] == "held-out"
+    dropped = results["funnel"]["dropped"]["read"]
+    assert dropped["too_large"] == dropped["truncated"] == 1 and dropped["outside"] == 2
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No photographs were held out" in page and "<script>alert" not in page and "photo 2" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_reads_well_in_a_browser_of_a_phones_width(run: tuple[Path, dict[str, Any]], scheme: str) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    folder, _ = run
+    troubles: list[str] = []
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto((folder / "report.html").as_uri())
+        assert page.locator("h1").inner_text() == "Aligned with real photographs"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        broken = page.locator("main img").evaluate_all(
+            "async all => (await Promise.all(all.map(e => e.decode().then(() => e.naturalWidth, () => 0))))"
+            ".filter(width => width === 0).length"
+        )
+        assert broken == 0 and page.locator("main img").count() > 20
+        browser.close()
+    assert troubles == []

@@ -14,7 +14,7 @@ from diffalign.core import DiffalignError
 from diffalign.recipes import RECIPES, tiny_twin
 from diffalign.train import Plan, run_plan
 
-TINY = {"realalign_sd15": "tiny-sd", "realalign_sd35m": "tiny-sd3"}
+TINY = {"sd15": "tiny-sd", "sd35m": "tiny-sd3"}  # by how a recipe's name ends
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_recipes_say_where_they_come_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_tiny_twin_runs_and_goes_on_after_a_kill(name: str, data: str, tmp_path: Path, monkeypatch: Any) -> None:
-    plan = tiny_twin(RECIPES.get(name).build(data), model=TINY[name])
+    plan = tiny_twin(RECIPES.get(name).build(data), model=TINY[name.rpartition("_")[2]])
     step, kills = loop._step, ["diffusion_dpo"]
 
     def dying(run: Any, number: int, stop: Any) -> Any:
@@ -62,3 +62,11 @@ def test_plans_that_contradict_themselves_are_refused(data: str) -> None:
         plan.replace(stages=(plan.stages[0].replace(ema=None), plan.stages[1]))
     with pytest.raises(DiffalignError, match="leave its start empty"):
         plan.replace(stages=(plan.stages[0], plan.stages[1].replace(start="somewhere")))
+
+
+@pytest.mark.parametrize("model", ["sd15", "sd35m"])
+def test_a_gated_recipe_is_the_published_one_without_own_samples(model: str) -> None:
+    gated, published = (RECIPES.get(name).build("pairs") for name in (f"realalign_gated_{model}", f"realalign_{model}"))
+    first = gated.stages[0]
+    assert first.objective == "gated_sft" and first.samples is None and gated.stages[1] == published.stages[1]
+    assert published.stages[0].replace(objective="gated_sft", settings=first.settings, samples=None) == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,35 @@ from diffalign.types import Pair, Provenance
 
 COLOURS = ("#c03020", "#2060c0", "#30a040", "#d0b020", "#803090")
 HOSTILE = '<img src=x onerror="document.title=1"></script><script>document.title="run"</script> & "quoted"'
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# Every visible text with the contrast of its colour to what lies behind it (WCAG 2.2: 4.5 is enough for any size).
+CONTRASTS = """() => {
+  const channels = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const luminance = ([r, g, b]) => {
+    const linear = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const found = channels(getComputedStyle(at).backgroundColor);
+      if (found.length === 3 || found[3] > 0.9) return found;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || element.closest("script, .skip, .unseen")) continue;
+    const style = getComputedStyle(element);
+    const front = channels(element instanceof SVGElement ? style.fill : style.color);
+    const [light, dark] = [luminance(front), luminance(behind(element))].sort((a, b) => b - a);
+    found.push([(light + 0.05) / (dark + 0.05), element.textContent.trim().slice(0, 40)]);
+  }
+  return found.sort((a, b) => a[0] - b[0]);
+}"""
 
 
 def plain(colour: str, size: tuple[int, int] = (10, 7)) -> Image.Image:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
-from report_helpers import COLOURS, HOSTILE, estimate, make_folder, make_pair, make_results, write_metrics
+from report_helpers import (
+    CHROMIUM,
+    COLOURS,
+    CONTRASTS,
+    HOSTILE,
+    estimate,
+    make_folder,
+    make_pair,
+    make_results,
+    write_metrics,
+)
 
 from diffalign.report import (
     Page,
@@ -21,34 +29,7 @@ from diffalign.report import (
     win_rate_figure,
 )
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-# Every visible text with the contrast of its colour to what lies behind it (WCAG 2.2: 4.5 is enough for any size).
-CONTRASTS = """() => {
-  const channels = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
-  const luminance = ([r, g, b]) => {
-    const linear = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-  };
-  const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const found = channels(getComputedStyle(at).backgroundColor);
-      if (found.length === 3 || found[3] > 0.9) return found;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.checkVisibility() || element.closest("script, .skip, .unseen")) continue;
-    const style = getComputedStyle(element);
-    const front = channels(element instanceof SVGElement ? style.fill : style.color);
-    const [light, dark] = [luminance(front), luminance(behind(element))].sort((a, b) => b - a);
-    found.push([(light + 0.05) / (dark + 0.05), element.textContent.trim().slice(0, 40)]);
-  }
-  return found.sort((a, b) => a[0] - b[0]);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -73,35 +54,10 @@ def report(tmp_path_factory):
     return folder / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_report(browser, report):
-    """Opens the report with options of a browser context; nothing may be asked for or complained of meanwhile."""
-    contexts, troubles = [], []
-
-    def open_report(**options):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options}))
-        page = contexts[-1].new_page()
-        page.on(
-            "request", lambda request: troubles.append(request.url) if not request.url.startswith("data:") else None
-        )
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.goto(report.as_uri())
-        return page
-
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert troubles == [report.as_uri()] * len(contexts)
+def open_report(open_page, report):
+    """Opens the report with options of a browser context."""
+    return lambda **options: open_page(report, **options)
 
 
 def shown(page, selector: str) -> list[str]:
@@ -121,10 +77,10 @@ def test_every_image_is_there_and_nothing_hostile_ran(open_report):
 
 @pytest.mark.parametrize("key", ["Enter", "Space", "ArrowRight", "ArrowLeft"])
 def test_a_pair_flips_by_keyboard_in_place(open_report, key):
-    page = open_report()
+    page = open_report(reduced_motion="reduce")
     stage = page.locator(".card .stage").nth(1)
+    stage.focus()  # and scrolled to, at once
     before = stage.bounding_box()
-    stage.focus()
     page.keyboard.press(key)
     assert shown(page, ".card")[:3] == ["chosen: prompt 0", "rejected: prompt 1", "chosen: prompt 2"]
     assert stage.bounding_box() == before
@@ -134,10 +90,11 @@ def test_a_pair_flips_by_keyboard_in_place(open_report, key):
 
 def test_tab_reaches_the_images_and_focus_is_seen(open_report):
     page = open_report()
-    page.locator("[data-outlines]").focus()
-    page.keyboard.press("Tab")
-    focused = page.evaluate("[document.activeElement.className, getComputedStyle(document.activeElement).outlineWidth]")
-    assert focused == ["stage", "3px"]
+    page.get_by_role("checkbox", name="rejected", exact=True).focus()
+    page.keyboard.press("Tab")  # no marks are there to export
+    assert page.evaluate("document.activeElement.className") == "stage"
+    outlines = page.locator(".card").evaluate_all("all => all.map(e => getComputedStyle(e).outlineStyle)")
+    assert outlines[0] == "solid" and set(outlines[1:]) == {"none"}
 
 
 def test_all_flip_and_outlines_hide(open_report):

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diffalign import __version__
 from diffalign.cli.compare import compare
+from diffalign.cli.curate import curate
 from diffalign.cli.demo import demo
 from diffalign.cli.env import env
 from diffalign.cli.inspect import inspect
@@ -64,6 +65,7 @@ def _options(
 
 
 app.command("demo")(demo)
+app.command("curate")(curate)
 app.command("env")(env)
 app.command("inspect")(inspect)
 app.command("train")(train)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffalign.core import get_console, override, print_table
+from diffalign.core import default_device, get_console, override, print_table
 
 __all__ = ["demo"]
 
@@ -33,7 +33,7 @@ def demo(
     """
     from diffalign.recipes.demo import DemoConfig, run_demo
 
-    results = run_demo(override(DemoConfig(base=base, photos=photos), settings or []), out)
+    results = run_demo(override(DemoConfig(base=base, photos=photos), settings or []), out, device=default_device())
     print_results(results)
     get_console().print(f"report: {out / 'report.html'}", markup=False)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffalign.core import DiffalignError, get_console, load_config, override, print_table
+from diffalign.core import DiffalignError, default_device, get_console, load_config, override, print_table
 
 if TYPE_CHECKING:
     from diffalign.sample import SampleConfig
@@ -67,7 +67,7 @@ def sample(
     if dry_run:
         _print_plan(wanted)
         return
-    get_console().print(f"images: {run_sample(wanted, out, device=_device())}", markup=False)
+    get_console().print(f"images: {run_sample(wanted, out, device=default_device())}", markup=False)
 
 
 def _config(file: str, given: dict[str, Any], settings: list[str]) -> SampleConfig:
@@ -88,12 +88,6 @@ def _size(text: str | None) -> dict[str, int]:
     return {"height": int(sides[0]), "width": int(sides[-1])}
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _print_plan(config: SampleConfig) -> None:
     from diffalign.models import outline_family
     from diffalign.sample import adapter_identity, image_size, make_scheduler, wanted_prompts
@@ -112,6 +106,6 @@ def _print_plan(config: SampleConfig) -> None:
         ("first prompt", prompts[0].prompt),
         ("steps", f"{config.num_steps}, guidance {config.guidance_scale:g}: {passes} passes of the denoiser per image"),
         ("passes", f"{images * passes} in all"),
-        ("runs on", f"{_device()}, {config.precision}, {config.batch_size} images at a time"),
+        ("runs on", f"{default_device()}, {config.precision}, {config.batch_size} images at a time"),
     ]
     print_table(["what", "value"], rows, title="plan")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffalign.core import DiffalignError, get_console, print_table, write_json
+from diffalign.core import DiffalignError, default_device, get_console, print_table, write_json
 
 if TYPE_CHECKING:
     from diffalign.evaluate import MetricSummary
@@ -55,7 +55,6 @@ def score(
 
         diffalign score photos --reward hpsv2.1 --weights hpsv2.1=weights/hps
     """
-    import torch
 
     from diffalign.evaluate import score_folder, summarise
 
@@ -67,7 +66,7 @@ def score(
         in_training=in_training or (),
         held_out=held_out or (),
         batch_size=batch_size,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
     )
     summaries = summarise(rows)
     print_table(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffalign.core import DiffalignError, get_console, load_config, override, print_table
+from diffalign.core import DiffalignError, default_device, get_console, load_config, override, print_table
 
 if TYPE_CHECKING:
     from diffalign.train import Plan, TrainConfig
 
-__all__ = ["train"]
+__all__ = ["in_bytes", "in_time", "train"]
 
 _SHARE = 0.5  # of a device's matrix rate that training reaches, roughly: 0.6 to 0.7 of a CPU core on tiny-sd
 
@@ -114,21 +114,22 @@ def _costs(stage: TrainConfig, *, follows: bool) -> list[tuple[str, str]]:
         found = estimate(stage)
     except DiffalignError as error:
         return [("memory, disk, time", f"unknown: {error}")]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     seconds = stage.num_steps * found.flops / (_SHARE * matrix_rate(device, frozen_dtype(stage)))
     return [
         ("memory", _sizes(found.memory)),
         ("disk", _sizes(found.disk)),
-        ("time", f"about {_duration(seconds)} on one {device.type}, at {_SHARE:.0%} of its matrix rate"),
+        ("time", f"about {in_time(seconds)} on one {device.type}, at {_SHARE:.0%} of its matrix rate"),
     ]
 
 
 def _sizes(parts: Mapping[str, int]) -> str:
-    each = ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items() if value)
-    return f"{_bytes(sum(parts.values()))}: {each}"
+    each = ", ".join(f"{name} {in_bytes(value)}" for name, value in parts.items() if value)
+    return f"{in_bytes(sum(parts.values()))}: {each}"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -136,7 +137,8 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _duration(seconds: float) -> str:
+def in_time(seconds: float) -> str:
+    """A duration for people."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

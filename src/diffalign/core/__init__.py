@@ -16,6 +16,7 @@ from diffalign.core.config import (
     setting,
 )
 from diffalign.core.console import get_console, print_table, progress, warn
+from diffalign.core.devices import default_device
 from diffalign.core.errors import DiffalignError, nearest, unknown
 from diffalign.core.files import (
     atomic_path,
@@ -33,12 +34,13 @@ from diffalign.core.locks import folder_lock
 from diffalign.core.registry import Registry, resolve
 from diffalign.core.runs import RunFolder, versions
 from diffalign.core.seeds import content_hash, numpy_generator, seed_from, torch_generator
-from diffalign.core.shards import Shard, plan_shards, run_shards, shard_name
+from diffalign.core.shards import Mapper, Shard, plan_shards, run_shards, shard_name
 from diffalign.core.yamls import dump_yaml, parse_yaml
 
 __all__ = [
     "Config",
     "DiffalignError",
+    "Mapper",
     "Registry",
     "RunFolder",
     "Setting",
@@ -46,6 +48,7 @@ __all__ = [
     "atomic_path",
     "config_to_yaml",
     "content_hash",
+    "default_device",
     "describe",
     "dump_config",
     "dump_yaml",

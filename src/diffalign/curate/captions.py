@@ -1,30 +1,43 @@
-"""Captions of a folder's photographs: a text file beside the image, a line of metadata.jsonl, or the subfolder."""
+"""Captions as they come, from files, tables and annotations, to plain text on one line."""
 
 from __future__ import annotations
 
-import os
+import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from pathlib import Path
+from typing import Any
 
-from diffalign.core import DiffalignError, read_jsonl
+from diffalign.core import DiffalignError
 
-__all__ = ["MAX_LENGTH", "METADATA", "MetadataRow", "clean_caption", "read_metadata", "sidecar_caption"]
+__all__ = [
+    "CAPTION_NAMES",
+    "MAX_LENGTH",
+    "BadCaption",
+    "CaptionRow",
+    "caption_row",
+    "clean_caption",
+    "decode_caption",
+    "decode_caption_json",
+]
 
-METADATA = "metadata.jsonl"
 MAX_LENGTH = 2**13  # bytes of a caption's file, characters of any caption; text encoders read about 77 tokens
+CAPTION_NAMES = ("text", "caption", "prompt")  # of the column or key, the first that says something
 _HIDDEN = ("script", "style")  # elements whose text nobody reads
 _INLINE = ("a", "b", "em", "font", "i", "mark", "s", "small", "span", "strong", "sub", "sup", "u")  # part no words
 
 
-@dataclass(frozen=True)
-class MetadataRow:
-    """What a line of metadata.jsonl says of an image."""
+class BadCaption(DiffalignError):  # noqa: N818 (a reason to leave a photograph out)
+    """A caption that cannot be used."""
 
-    caption: str
-    license: str
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """What a row of a table or an object of JSON says of an image."""
+
+    caption: str = ""
+    license: str = ""
 
 
 class _Text(HTMLParser):
@@ -72,51 +85,48 @@ def clean_caption(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def sidecar_caption(image: Path) -> str:
-    """The text of the ``.txt`` file beside an image; empty when there is none.
-
-    Raises:
-        DiffalignError: it is too long, cannot be read or is not UTF-8.
-    """
-    file = image.with_suffix(".txt")
-    try:
-        if not file.is_file():
-            return ""
-        with file.open("rb") as opened:
-            data = opened.read(MAX_LENGTH + 1)
-        if len(data) > MAX_LENGTH:
-            raise DiffalignError(f"its text file is longer than {MAX_LENGTH} bytes")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DiffalignError(f"its text file is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise DiffalignError(f"its text file cannot be read: {error.strerror}") from error
-
-
-def read_metadata(root: Path, files: Iterable[str]) -> dict[str, MetadataRow]:
-    """Captions by image, from the files named ``metadata.jsonl`` among a folder's files.
-
-    Lines look like ``{"file_name": "cats/1.jpg", "text": "a cat"}``, with ``caption`` or ``prompt`` as other names of
-    the text and an optional ``license``; file names start at the metadata file's own folder.
+def decode_caption(data: bytes) -> str:
+    """The text of a caption's file.
 
     Args:
-        root: the folder.
-        files: names below it.
+        data: its first bytes, at least ``MAX_LENGTH + 1`` of a long one.
 
     Raises:
-        DiffalignError: a line is not a JSON object or names no file.
+        BadCaption: it is too long or not UTF-8.
     """
-    rows = {}
-    for file in files:
-        if os.path.basename(file) != METADATA:  # noqa: PTH119 (a name, not a place)
-            continue
-        for number, row in enumerate(read_jsonl(root / file), start=1):
-            name = row.get("file_name")
-            if not isinstance(name, str) or not name:
-                raise DiffalignError(f"{root / file}, entry {number}: expected the image's name as file_name")
-            place = os.path.normpath(os.path.join(os.path.dirname(file), name))  # noqa: PTH118, PTH120 (as text alone)
-            texts = [row.get(key) for key in ("text", "caption", "prompt")]
-            caption = next((text for text in texts if isinstance(text, str) and text.strip()), "")
-            license = row.get("license")
-            rows[place] = MetadataRow(caption, clean_caption(license) if isinstance(license, str) else "")
-    return rows
+    if len(data) > MAX_LENGTH:
+        raise BadCaption(f"its text file is longer than {MAX_LENGTH} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadCaption(f"its text file is not UTF-8 (byte {error.start})") from error
+
+
+def caption_row(row: Mapping[str, Any]) -> CaptionRow:
+    """The caption and the licence among a row's values; empty where there is none.
+
+    Example:
+        >>> caption_row({"prompt": "a cat", "text": " ", "license": "CC0-1.0"})
+        CaptionRow(caption='a cat', license='CC0-1.0')
+    """
+    texts = (row.get(key) for key in CAPTION_NAMES)
+    license = row.get("license")
+    return CaptionRow(
+        next((text for text in texts if isinstance(text, str) and text.strip()), ""),
+        clean_caption(license[:MAX_LENGTH]) if isinstance(license, str) else "",
+    )
+
+
+def decode_caption_json(data: bytes) -> CaptionRow:
+    """The same of a JSON object's bytes.
+
+    Raises:
+        BadCaption: it is no JSON object.
+    """
+    try:
+        row = json.loads(data)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or endless nesting
+        raise BadCaption(f"its JSON cannot be read: {error}") from error
+    if not isinstance(row, dict):
+        raise BadCaption(f"its JSON is no object {{...}} but {type(row).__name__}")
+    return caption_row(row)

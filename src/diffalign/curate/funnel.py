@@ -8,25 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign.core import print_table
+from diffalign.curate.rows import STAGES
 
-__all__ = ["STAGES", "Dropped", "Funnel", "count_funnel", "print_funnel"]
+__all__ = ["Funnel", "count_funnel", "print_funnel"]
 
-STAGES = ("read", "locate", "inpaint", "score", "gap", "keep")
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Where and why a photograph or pair was left out.
-
-    Attributes:
-        stage: of `STAGES`.
-        reason: a few words from a small set, for counting.
-        detail: what exactly.
-    """
-
-    stage: str
-    reason: str
-    detail: str = ""
+_ALWAYS = ("read", "gap", "keep")  # printed even where they drop nothing
 
 
 @dataclass(frozen=True)
@@ -79,6 +65,8 @@ def print_funnel(funnel: Funnel) -> None:
     """Print a line per stage on stdout."""
     rows = [("photographs", funnel.photos, "")]
     for stage in STAGES:
+        if not funnel.dropped[stage] and stage not in _ALWAYS:
+            continue
         why = ", ".join(f"{count} {reason}" for reason, count in funnel.dropped[stage].items())
         rows.append((stage, funnel.passed[stage], why))
     print_table(["stage", "left", "dropped"], rows, title="curation")

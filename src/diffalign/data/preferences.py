@@ -139,13 +139,29 @@ class PreferenceWriter:
         self._check_ready()
         if not isinstance(row, Pair if self.form == "pair" else CandidateSet):
             raise DiffalignError(f"this writer takes rows of form {self.form!r}, got a {type(row).__name__}")
-        if row.id in self._seen:
-            raise DiffalignError(f"row {row.id!r}: another row has this id; ids are unique in a data set")
-        if row.id in self._stored:
-            self._seen.add(row.id)
+        return self._add(row.id, lambda: to_record(row, original))
+
+    def copy(self, source: Preferences, index: int) -> bool:
+        """Add a stored row as it is, without decoding its images; see ``write``.
+
+        Args:
+            source: rows of the writer's form.
+            index: of the row.
+        """
+        self._check_ready()
+        if source.form != self.form:
+            raise DiffalignError(f"this writer takes rows of form {self.form!r}, got {source.form!r}")
+        record = source.record(index)
+        return self._add(record["id"], lambda: record)
+
+    def _add(self, name: str, record: Callable[[], Record]) -> bool:
+        if name in self._seen:
+            raise DiffalignError(f"row {name!r}: another row has this id; ids are unique in a data set")
+        if name in self._stored:
+            self._seen.add(name)
             return False
-        self._group.append(to_record(row, original))
-        self._seen.add(row.id)
+        self._group.append(record())
+        self._seen.add(name)
         self._rows_in_shard += 1
         self._ready = False  # a write that fails loses the rows of its shard
         if self._rows_in_shard == self._rows_per_shard:
@@ -298,6 +314,16 @@ class Preferences(Sequence[Row]):
                 )
         return hashes
 
+    def record(self, index: int) -> Record:
+        """The row at ``index`` as it is stored, its images encoded.
+
+        Raises:
+            DiffalignError: this is a view of pairs as candidate sets, which are not stored so.
+        """
+        if self._view != self._stored_form:
+            raise DiffalignError("pairs that are read as candidate sets are not stored as such; take the pairs")
+        return self._record(self._rows[index])
+
     def images(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
         """Every distinct image once, in the order of rows: its content hash and a function that decodes it."""
         seen: set[str] = set()
@@ -379,7 +405,7 @@ def parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, (str, Path)):
         files = [Path(one) for one in path]
     elif Path(path).is_dir():
-        files = _shards(Path(path))
+        files = _shards(Path(path)) or _shards(Path(path) / "pairs")  # a run of curation holds its rows there
         splits = [split for split in _SPLITS if any(file.name.startswith(split) for file in files)]
         if len(splits) > 1:
             raise DiffalignError(f"{path} holds several splits ({', '.join(splits)}): give a list of one split's files")
@@ -388,7 +414,7 @@ def parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not files:
         raise DiffalignError(
             f"{path}: no Parquet files (*.parquet) there. Folders of images become preference data by read_folders, "
-            "photographs by diffalign demo --photos"
+            "photographs by diffalign curate"
         )
     for file in files:
         if not file.is_file():

@@ -22,16 +22,28 @@ from diffalign.data.preferences import parquet_files
 from diffalign.data.schema import is_unicode, require_columns
 from diffalign.types import Pair, Provenance
 
-__all__ = ["READERS", "BadRow", "OnBad", "read_folders", "read_hpdv3", "read_pickapic", "read_realalign"]
+__all__ = [
+    "HPDV3_COLUMNS",
+    "IMAGE_SUFFIXES",
+    "READERS",
+    "REALALIGN_COLUMNS",
+    "BadRow",
+    "OnBad",
+    "read_folders",
+    "read_hpdv3",
+    "read_pickapic",
+    "read_realalign",
+]
 
 READERS: Registry[Callable[..., Iterator[Pair]]] = Registry("reader")
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".ppm"}
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".ppm"))
+"""How the names of image files end that `decode_image` reads."""
 _PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0", "label_1", "has_label", "image_0_uid", "image_1_uid")
 _PICKAPIC_OPTIONAL = ("model_0", "model_1", "ranking_id")
-_HPDV3_COLUMNS = ("path1", "path2", "prompt")
+HPDV3_COLUMNS = ("path1", "path2", "prompt")
 _HPDV3_OPTIONAL = ("model1", "model2", "confidence", "choice_dist")
-_REALALIGN_COLUMNS = {
+REALALIGN_COLUMNS = {
     "chosen": ("real_image_path", "win_image_path"),
     "rejected": ("fake_image_path", "lose_image_path"),
     "prompt": ("prompt", "caption"),
@@ -149,7 +161,7 @@ def read_hpdv3(
     """
     path, limits = Path(path), limits or ImageLimits()
     root = Path(path.parent if root is None else root)
-    names = {name: name for name in (*_HPDV3_COLUMNS, *_HPDV3_OPTIONAL)}
+    names = {name: name for name in (*HPDV3_COLUMNS, *_HPDV3_OPTIONAL)}
     require_columns(names, columns or (), "the mapping of columns")
     names.update(columns or {})
     kept = None if sources is None else frozenset(sources)
@@ -172,7 +184,7 @@ def read_hpdv3(
 
     for index, row in enumerate(_json_rows(path)):
         if index == 0:
-            require_columns(row, [names[name] for name in _HPDV3_COLUMNS], path)
+            require_columns(row, [names[name] for name in HPDV3_COLUMNS], path)
         yield from _one(index, on_bad, pair, row, index)
 
 
@@ -228,7 +240,7 @@ def read_realalign(
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             there = list(rows.fieldnames or ())
-            for name, known in _REALALIGN_COLUMNS.items():
+            for name, known in REALALIGN_COLUMNS.items():
                 found = [column for column in known if column in there]
                 require_columns(there, found or known[:1], path)
                 names[name] = found[0]
@@ -288,7 +300,7 @@ def read_folders(
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     by_stem: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith("."):
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
             by_stem.setdefault(file.stem, []).append(file)
     return by_stem
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from diffalign.core import DiffalignError
@@ -37,6 +38,7 @@ def measure_models(
     in_training: Sequence[str] = (),
     held_out: Sequence[str] = (),
     weights: Mapping[str, str | Path] | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Measure sample runs that share prompts and seeds.
 
@@ -49,6 +51,7 @@ def measure_models(
         in_training: rewards that had a part in choosing data, settings or checkpoints.
         held_out: rewards that had none.
         weights: of rewards, by name.
+        device: where rewards run.
 
     Returns:
         ``models``: per model and metric {mean, low, high, num_prompts, num_missing}, and ``num_images``;
@@ -62,7 +65,7 @@ def measure_models(
     absent = [name for name in baselines if name not in folders]
     if absent:
         raise DiffalignError(f"expected every baseline among the models, {', '.join(absent)} is not there")
-    columns, about = _columns(folders, metrics, in_training, held_out, weights)
+    columns, about = _columns(folders, metrics, in_training, held_out, weights, device)
     sets = {name: _features(folder, features) for name, folder in folders.items()}
     if len({tuple(prompts) for _, prompts in sets.values()}) > 1:
         raise DiffalignError("expected the same prompts and seeds from every model, with an image for each")
@@ -108,12 +111,20 @@ def _columns(
     in_training: Sequence[str],
     held_out: Sequence[str],
     weights: Mapping[str, str | Path] | None,
+    device: str | torch.device,
 ) -> tuple[dict[str, dict[str, dict[tuple[str, int], float]]], dict[str, tuple[str, bool | None]]]:
     """Per metric the scores of each model, and (role, direction) per metric."""
     columns: dict[str, dict[str, dict[tuple[str, int], float]]] = {metric: {} for metric in metrics}
     about: dict[str, tuple[str, bool | None]] = {}
     for model, folder in folders.items():
-        rows = score_folder(folder, list(metrics.values()), in_training=in_training, held_out=held_out, weights=weights)
+        rows = score_folder(
+            folder,
+            list(metrics.values()),
+            in_training=in_training,
+            held_out=held_out,
+            weights=weights,
+            device=device,
+        )
         for metric, reward in metrics.items():
             own = [row for row in rows if row.name == reward]
             columns[metric][model] = values_by_prompt(own)

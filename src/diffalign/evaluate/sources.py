@@ -15,6 +15,7 @@ from pydantic import StrictBool, StrictFloat, StrictInt, TypeAdapter, Validation
 
 from diffalign.core import DiffalignError, progress, read_jsonl, read_text, sha256_file, warn
 from diffalign.data import decode_image, image_sha256
+from diffalign.data.readers import IMAGE_SUFFIXES
 from diffalign.rewards import UNVERSIONED
 from diffalign.sample import prompt_id
 
@@ -25,7 +26,6 @@ Role = Literal["in-training", "held-out", "undeclared"]
 Row = TypeVar("Row", bound="ImageRow")
 
 _MANIFEST = "manifest.jsonl"
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".jp2", ".ppm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ def _image_files(folder: Path) -> Iterable[Path]:
     return (
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
 
 

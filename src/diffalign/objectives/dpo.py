@@ -52,10 +52,9 @@ def diffusion_dpo(
     )
     if beta <= 0:
         raise ValueError(f"expected beta above 0, got {beta}")
-    z = -beta / 2 * ((chosen_err - ref_chosen_err) - (rejected_err - ref_rejected_err))
-    return ObjectiveOutput(
-        F.softplus(-z), pair_metrics(z, chosen_err - ref_chosen_err, rejected_err - ref_rejected_err)
-    )
+    chosen_excess, rejected_excess = chosen_err - ref_chosen_err.detach(), rejected_err - ref_rejected_err.detach()
+    z = -beta / 2 * (chosen_excess - rejected_excess)
+    return ObjectiveOutput(F.softplus(-z), pair_metrics(z, chosen_excess, rejected_excess))
 
 
 def pair_metrics(z: Tensor, chosen_excess: Tensor, rejected_excess: Tensor) -> dict[str, Tensor]:

@@ -50,8 +50,9 @@ def diffusion_dro(
     same_shape(
         chosen_err=chosen_err, ref_chosen_err=ref_chosen_err, policy_err=policy_err, ref_policy_err=ref_policy_err
     )
-    hinge = margin + (ref_policy_err - policy_err) - (ref_chosen_err - chosen_err)
-    metrics = _metrics(hinge, ref_policy_err - policy_err, chosen_err - ref_chosen_err)
+    drift, chosen_excess = ref_policy_err.detach() - policy_err, chosen_err - ref_chosen_err.detach()
+    hinge = margin + drift + chosen_excess
+    metrics = _metrics(hinge, drift, chosen_excess)
     return ObjectiveOutput(hinge.clamp_min(0), metrics)
 
 

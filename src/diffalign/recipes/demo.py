@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image, ImageFilter
 
@@ -29,10 +29,11 @@ from diffalign.core import (
     read_jsonl,
     setting,
     versions,
+    warn,
     write_json,
     write_jsonl,
 )
-from diffalign.curate import CurateConfig, curate
+from diffalign.curate import CurateConfig, KeepConfig, SelectConfig, curate
 from diffalign.data import Preferences, captions, draw_crop, encode_png, image_sha256
 from diffalign.evaluate import measure_models
 from diffalign.guidance import Contrastive, attach
@@ -41,8 +42,10 @@ from diffalign.report import (
     KeyFigure,
     Page,
     alarms,
+    audit_section,
     curves,
     difference_figure,
+    funnel_section,
     headline,
     pair_gallery,
     provenance,
@@ -70,17 +73,24 @@ class DemoConfig(Config):
     photos: str = setting("photographs", "folder of photographs, or photographs: crops of the embedded ones")
     size: int = setting(32, "side of the images", unit="pixels", ge=8)
     num_photos: int = setting(384, "photographs to start from; 0 for all of a folder", ge=0)
+    min_area: float = setting(
+        0.5, "least share of a photograph that is damaged", gt=0, lt=1, source="docs/demo.md; curation's own: 0.15"
+    )
+    max_area: float = setting(0.9, "largest share", gt=0, lt=1, source="docs/demo.md; curation's own: 0.5")
     reward: str = setting("tiny-clip", "what scores both images of a pair")
     min_gap: float = setting(0.5, "score by which the photograph must lead", ge=0)
     num_pairs: int = setting(256, "the best so many pairs are trained on; 0 for all", unit="pairs", ge=0)
     rank: int = setting(8, "of the LoRAs", ge=1)
     batch_size: int = setting(16, "rows per optimiser step", unit="rows", ge=1)
+    micro_batch_size: int = setting(0, "rows per forward pass; 0 for all of a step", unit="rows", ge=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "what training computes in")
+    gradient_checkpointing: bool = setting(False, "recompute activations at backward: less memory, slower")
     num_fit_steps: int = setting(200, "of Stage 1, of SFT and of the modules of guidance", unit="steps", ge=1)
     num_pair_steps: int = setting(60, "of Stage 2 and of DPO alone", unit="steps", ge=1)
     fit_learning_rate: float = setting(5e-4, "of what fits images", gt=0)
-    pair_learning_rate: float = setting(1e-4, "of what compares pairs", gt=0)
-    beta: float = setting(2000.0, "of Diffusion-DPO", gt=0)
-    margin: float = setting(0.01, "of the gate of Stage 1", ge=0, source="scripts/demo/sweep.py; RealAlign 0.001")
+    pair_learning_rate: float = setting(5e-4, "of what compares pairs", gt=0)
+    beta: float = setting(5000.0, "of Diffusion-DPO", gt=0)
+    margin: float = setting(0.01, "of the gate of Stage 1", ge=0, source="docs/findings/dro.md; RealAlign 0.001")
     preference_scale: float = setting(1.0, "of contrastive guidance, where it is compared with the others", ge=0)
     shown_scales: tuple[float, ...] = setting((0.0, 0.5, 1.0, 2.0, 4.0), "strengths shown as small grids")
     num_prompts: int = setting(64, "prompts that models are compared on", ge=10)
@@ -103,7 +113,9 @@ def trainings(config: DemoConfig, pairs: Path, folder: Path) -> dict[str, TrainC
         prompt_drop=0.1,
         num_steps=config.num_fit_steps,
         batch_size=config.batch_size,
-        micro_batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size or config.batch_size,
+        mixed_precision=config.mixed_precision,
+        gradient_checkpointing=config.gradient_checkpointing,
         checkpoint_every=50,
         seed=config.seed,
     )
@@ -124,12 +136,13 @@ def trainings(config: DemoConfig, pairs: Path, folder: Path) -> dict[str, TrainC
     }
 
 
-def run_demo(config: DemoConfig, folder: str | Path) -> dict[str, Any]:
+def run_demo(config: DemoConfig, folder: str | Path, *, device: str = "cpu") -> dict[str, Any]:
     """Run the demo, or go on with it where it stopped.
 
     Args:
         config: the settings.
         folder: of the run.
+        device: where curation, sampling and measuring run; training takes a GPU wherever there is one.
 
     Returns:
         What ``results.json`` holds: see ``measure_models``, and ``seconds``, ``versions``, ``funnel``.
@@ -140,21 +153,26 @@ def run_demo(config: DemoConfig, folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if config.photos != PHOTOGRAPHS_NAME and not Path(config.photos).is_dir():
         raise DiffalignError(f"expected a folder of photographs, there is none at {config.photos}")
+    if config.photos != PHOTOGRAPHS_NAME and config.reward in EMBEDDED_MODELS:
+        warn(
+            f"{config.reward} knows the embedded photographs alone, and chooses the pairs of yours nearly by chance: "
+            "set reward to one that knows the world, such as reward=pickscore with min_gap=0.52"
+        )
     find_index(config.base)  # says what is wrong with it, before the run's folder is made
     with RunFolder.open(folder, config, kind="demo"):
         clock = _Clock(folder / "seconds.json")
         with clock("curate"):
-            pairs = curated_pairs(config, folder)
+            pairs = curated_pairs(config, folder, device=device)
         with clock("train"):
             for name, stage in trainings(config, pairs, folder).items():
                 get_console().print(f"training {name}: {stage.objective}, {stage.num_steps} steps", markup=False)
                 train(stage, folder / "train" / name, cache=folder / "latents")
         with clock("sample"):
-            family = load_family(config.base)
+            family = load_family(config.base, device=device)
             prompts = evaluation_prompts(config, pairs)
             _sample_all(config, family, prompts, folder)
         with clock("measure"):
-            results = _measure(config, folder)
+            results = _measure(config, folder, device)
         results |= {
             "funnel": read_json(folder / "curation" / "funnel.json"),
             "parts": clock.parts(),
@@ -173,6 +191,8 @@ def write_report(config: DemoConfig, results: dict[str, Any], folder: Path) -> P
     page = Page("Aligned with real photographs", f"{config.base}, {len(Preferences(folder / 'pairs'))} pairs")
     page.add(headline(_told(config, results), _figures(results)))
     page.add(pair_gallery(Preferences(folder / "pairs")))
+    page.add(funnel_section(read_json(folder / "curation" / "funnel.json")))
+    page.add(audit_section(read_json(folder / "curation" / "audit.json")))
     page.add(sample_grid({name: folder / "samples" / name for name in MODELS}))
     page.add(results_table(results))
     if all("realism" in measured for measured in results["models"].values()):
@@ -199,6 +219,12 @@ def _told(config: DemoConfig, results: dict[str, Any]) -> list[str]:
                 low, high = sorted((sign * row["low"], sign * row["high"]))
                 verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
                 told.append(f"Under {metric}, Stage 1 + 2 is {verdict} {baseline} (95 % interval of the difference).")
+    if not any("kid" in measured for measured in results["models"].values()):
+        judges = [metric for metric, role in results["roles"].items() if role == "held-out" and metric != "diversity"]
+        told.append(
+            "No photographs were held out, so there is no distance to real images here. Judged by "
+            f"{', '.join(judges) or 'no held-out reward, since the weights of none are on this machine'}."
+        )
     row = _difference(results, "sharpened", "base", "realism")
     if row is not None and row["low"] > 0:
         told.append("Sharpened images of the base score higher in realism too: by itself it carries no claim.")
@@ -206,7 +232,8 @@ def _told(config: DemoConfig, results: dict[str, Any]) -> list[str]:
 
 
 def _figures(results: dict[str, Any]) -> list[KeyFigure]:
-    rows = [_difference(results, "stage2", "base", metric) for metric in ("realism", "kid", "detail")]
+    asked = (("base", "realism"), ("base", "kid"), ("sft", "realism"), ("sft", "kid"))
+    rows = [_difference(results, "stage2", baseline, metric) for baseline, metric in asked]
     return [difference_figure(row) for row in rows if row is not None]
 
 
@@ -226,7 +253,7 @@ def evaluation_prompts(config: DemoConfig, pairs: Path) -> list[PromptRow]:
     return [PromptRow(id=prompt_id(text), prompt=text) for text in texts[: config.num_prompts]]
 
 
-def curated_pairs(config: DemoConfig, folder: Path) -> Path:
+def curated_pairs(config: DemoConfig, folder: Path, *, device: str = "cpu") -> Path:
     """Make the pairs in ``pairs/`` of the folder, unless they are there.
 
     Raises:
@@ -238,16 +265,22 @@ def curated_pairs(config: DemoConfig, folder: Path) -> Path:
             photos=config.photos,
             count=config.num_photos,
             size=config.size,
-            num_steps=config.num_steps,
-            guidance_scale=max(config.guidance_scale, 2.0),
+            min_area=config.min_area,
+            max_area=config.max_area,
+            select=SelectConfig(min_contrast=0.0, max_likeness=-1),  # crops of few photographs are alike
+            degrade={
+                "name": "inpaint",
+                "num_steps": config.num_steps,
+                "guidance_scale": max(config.guidance_scale, 2.0),
+            },
+            rewards=(config.reward,),
+            keep=KeepConfig(min_gap=config.min_gap, keep=config.num_pairs, rank_by="gap"),
             batch_size=config.sample_batch,
-            reward=config.reward,
-            min_gap=config.min_gap,
-            keep=config.num_pairs,
-            rank_by="gap",
+            shard_size=config.sample_batch,
             seed=config.seed,
         ),
         folder / "curation",
+        device=device,
     )
     if not (folder / "pairs").exists():
         with atomic_path(folder / "pairs") as temporary:
@@ -320,31 +353,37 @@ def _sharpen(source: Path, target: Path) -> None:
     write_jsonl(target / "manifest.jsonl", rows)
 
 
-def _measure(config: DemoConfig, folder: Path) -> dict[str, Any]:
+def _measure(config: DemoConfig, folder: Path, device: str) -> dict[str, Any]:
     tiny = config.base in EMBEDDED_MODELS and config.photos == PHOTOGRAPHS_NAME
-    if tiny:
-        generator = numpy_generator("held-out crops of the demo", config.seed)
-        real = judge_features([draw_crop("held_out", generator, size=config.size).image for _ in range(HELD_OUT_CROPS)])
     metrics = {"detail": "laplacian_variance", "choice": config.reward}
-    metrics |= {"realism": "tiny-judge-realism", "subject_accuracy": "tiny-judge-subject"} if tiny else _present()
+    if tiny:
+        metrics |= {"realism": "tiny-judge-realism", "subject_accuracy": "tiny-judge-subject"}
+        features: Callable[..., Any] = partial(judge_features, device=device)
+        generator = numpy_generator("held-out crops of the demo", config.seed)
+        crops = [draw_crop("held_out", generator, size=config.size).image for _ in range(HELD_OUT_CROPS)]
+        real = features(crops)
+    else:
+        metrics |= _present(config.reward)
+        features, real = partial(clip_features, reward=config.reward, device=device), None
     measure = partial(
         measure_models,
         metrics=metrics,
-        features=judge_features if tiny else partial(clip_features, reward=config.reward),
+        features=features,
         in_training=[config.reward],
         held_out=[reward for name, reward in metrics.items() if name not in ("choice", "detail")],
+        device=device,
     )
-    results = measure(
-        {name: folder / "samples" / name for name in MODELS}, real=real if tiny else None, baselines=("base", "sft")
-    )
+    results = measure({name: folder / "samples" / name for name in MODELS}, real=real, baselines=("base", "sft"))
     grids = {f"{scale:g}": folder / "strengths" / f"{scale:g}" for scale in config.shown_scales}
     return {**results, "strengths": measure(grids, real=None, baselines=())["models"]}
 
 
-def _present() -> dict[str, str]:
-    """Published rewards whose weights are on this machine."""
+def _present(chooser: str) -> dict[str, str]:
+    """Published rewards whose weights are on this machine, besides the one that chose the pairs."""
     found = {}
     for name in ("pickscore", "hpsv2.1", "image_reward", "aesthetic_v2", "clip_score"):
+        if name == chooser:
+            continue
         try:
             load_reward(name)
         except DiffalignError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffalign.report.curation import audit_section, funnel_section, rejected_section
 from diffalign.report.gallery import pair_gallery
 from diffalign.report.page import Page, Section
 from diffalign.report.results import (
@@ -20,11 +21,14 @@ __all__ = [
     "Page",
     "Section",
     "alarms",
+    "audit_section",
     "curves",
     "difference_figure",
+    "funnel_section",
     "headline",
     "pair_gallery",
     "provenance",
+    "rejected_section",
     "results_table",
     "sample_grid",
     "scatter",
