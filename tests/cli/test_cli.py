@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,12 +28,12 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def failing_verb():
-    """A verb that raises what the test puts into the list."""
+    """A verb that raises what the test puts into the list, or what a function in it returns."""
     raises = []
 
     @app.command("fail")
     def fail() -> None:
-        raise raises[0]
+        raise raises[0]() if callable(raises[0]) else raises[0]
 
     yield raises
     app.registered_commands.pop()
@@ -84,6 +85,20 @@ def test_ctrl_c_is_one_line(run, failing_verb):
     failing_verb.append(KeyboardInterrupt())
     code, out, err = run("fail")
     assert code == 130 and out == "" and len(err.splitlines()) == 1
+
+
+def test_ctrl_c_that_compiled_code_turned_into_another_error_is_one_line(monkeypatch, run, failing_verb):
+    def compiled_code():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return ValueError("could not determine the shape")
+
+    handler = signal.getsignal(signal.SIGINT)
+    failing_verb.append(compiled_code)
+    code, _, err = run("fail")
+    assert code == 130 and len(err.splitlines()) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, failing_verb):

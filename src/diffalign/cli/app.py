@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -26,16 +28,32 @@ class _Verbs(TyperGroup):
     """Turns a person's mistake into its message (exit 2) and Ctrl-C into one line (exit 130)."""
 
     def invoke(self, ctx: Any) -> Any:
+        interrupted = False
+
+        def interrupt(number: int, frame: Any) -> None:
+            nonlocal interrupted
+            interrupted = True
+            signal.default_int_handler(number, frame)
+
+        before = signal.signal(signal.SIGINT, interrupt) if _in_main_thread() else None
         try:
             return super().invoke(ctx)
-        except DiffalignError as error:
-            if os.environ.get("DIFFALIGN_TRACEBACK") == "1":
+        except (KeyboardInterrupt, Exception) as error:
+            # Compiled code may turn an interrupt into an error of its own (torch reading a buffer does).
+            if interrupted or isinstance(error, KeyboardInterrupt):
+                get_console().print("interrupted; what was finished is kept")
+                raise typer.Exit(130) from None
+            if not isinstance(error, DiffalignError) or os.environ.get("DIFFALIGN_TRACEBACK") == "1":
                 raise
             get_console().print(f"error: {error}", markup=False)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            get_console().print("interrupted; what was finished is kept")
-            raise typer.Exit(130) from None
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 app = typer.Typer(
