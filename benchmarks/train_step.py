@@ -3,8 +3,9 @@
 The plain step does what published scripts do with their defaults: image files are decoded and resized in the training
 process, images and prompts pass through the autoencoder and the text encoder in every step, and the reference is a
 second pass. "plain, decoded before" leaves the first out. The library's step reads latents and prompt embeddings from
-the cache. All sides switch adapters alike, so what differs is caching alone; the losses of all are compared step by
-step before any time is printed.
+the cache; "remembered" also reads the reference's errors, which were measured once under a few fixed draws per row. All
+sides switch adapters alike. Before any time is printed, the losses of the sides that share draws are compared step by
+step, and the remembered errors with those of a plain pass.
 
     python benchmarks/train_step.py                                      # tiny-sd on the CPU
     python benchmarks/train_step.py --model sd15 --precision bf16        # SD-1.5-sized, random weights, on a GPU
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffalign.core import numpy_generator, print_table
@@ -42,10 +44,13 @@ from diffalign.train import (
     matrix_rate,
     train,
 )
+from diffalign.train.batches import remembered_rows
+from diffalign.train.rows import PreferenceRows, open_cache
 from diffalign.types import Pair
 from models import random_sd15
 
 SIDES = ("chosen", "rejected")
+REMEMBER = 8  # draws per row
 
 
 def main() -> None:
@@ -67,7 +72,12 @@ def main() -> None:
             mixed_precision=arguments.precision,
             checkpoint_every=10**6,
         )
-        sides = {"plain": plain, "plain, decoded before": plain_decoded, "cached": cached}
+        sides = {
+            "plain": plain,
+            "plain, decoded before": plain_decoded,
+            "cached": cached,
+            "cached, remembered": remembered,
+        }
         in_a_process(fill, config, folder / "latents", arguments.threads)
         measured: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for turn in range(arguments.turns):
@@ -113,7 +123,7 @@ def in_a_process(function: Any, config: TrainConfig, out: Path, threads: int) ->
 
 def fill(config: TrainConfig, out: Path) -> dict[str, Any]:
     """Encode once, in a process of its own, so that its memory is not counted with the step's."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of()
     family = load_family(config.model, dtype=frozen_dtype(config), device=device)
     fill_cache(out, family, Preferences(config.data), resolution=config.resolution, flip=config.flip)
     return {}
@@ -129,9 +139,41 @@ def cached(config: TrainConfig, out: Path) -> dict[str, Any]:
     }
 
 
+def remembered(config: TrainConfig, out: Path) -> dict[str, Any]:
+    """The reference's errors are measured before the first step; their time is told apart from the steps'."""
+    config = config.replace(remember=REMEMBER)
+    measured = cached(config, out)
+    family = load_family(config.model, dtype=frozen_dtype(config), device=device_of())
+    autocast = torch.autocast(family.device.type, dtype=frozen_dtype(config), enabled=config.mixed_precision != "no")
+    preferences = Preferences(config.data)
+    latents = open_cache(out.parent / "latents", family, resolution=config.resolution)
+    rows = PreferenceRows(preferences, latents, sides=SIDES, flip=False, prompt_drop=0, device=family.device)
+    bank, shape = (
+        load_file(out / "reference_errors.safetensors")["errors"],
+        family.latent_shape(*[config.resolution] * 2),
+    )
+    began, worst = time.monotonic(), 0.0
+    for first in range(0, len(rows), config.micro_batch_size):
+        chunk = range(first, min(first + config.micro_batch_size, len(rows)))
+        draws = remembered_rows(family.process, chunk, [0] * len(chunk), shape, seed=config.seed, count=REMEMBER)
+        batch = rows.batch(chunk, draws)
+        noised = forward_noiser(family.process, batch.latents, draws)
+        for number, side in enumerate(SIDES):
+            with torch.no_grad(), autocast:
+                pred = family.predict(noised[side].noisy, noised[side].timesteps, batch.condition)
+            errors = denoising_error(pred, noised[side].target).cpu()
+            worst = max(worst, float((errors - bank[list(chunk), 0, number]).abs().max()))
+    once = (time.monotonic() - began) * REMEMBER
+    return measured | {"losses": [], "difference": worst, "once": once}
+
+
+def device_of() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def plain(config: TrainConfig, out: Path, *, decoded: bool = False) -> dict[str, Any]:
     """What published training scripts do in a step, with the draws of this library so that losses can be compared."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of()
     family = load_family(config.model, dtype=frozen_dtype(config), device=device)
     settings = LoraSettings(rank=config.lora.rank, alpha=config.lora.alpha, targets=family.lora_targets)
     add_adapter(family.denoiser, "policy", settings, seed=config.seed)
@@ -197,12 +239,15 @@ def peak_memory() -> float:
 
 
 def report(config: TrainConfig, measured: dict[str, list[dict[str, Any]]], threads: int) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of()
     tolerance = 1e-3 if config.mixed_precision == "no" else 2e-2
-    losses = [turn["losses"] for turns in measured.values() for turn in turns]
+    losses = [turn["losses"] for turns in measured.values() for turn in turns if turn["losses"]]
     worst = max(max(each) - min(each) for each in zip(*losses, strict=True))
     if worst > tolerance:
         raise SystemExit(f"the sides do not compute the same losses: they differ by {worst:.2g}")
+    once = measured["cached, remembered"][-1]
+    if once["difference"] > tolerance:
+        raise SystemExit(f"the remembered errors differ from measured ones by {once['difference']:.2g}")
     rates = {
         side: config.batch_size / statistics.median([s for turn in turns for s in turn["seconds"][2:]])
         for side, turns in measured.items()
@@ -212,6 +257,8 @@ def report(config: TrainConfig, measured: dict[str, list[dict[str, Any]]], threa
     what = f"{Path(config.model).name}, {config.resolution} px, {config.mixed_precision}, {name}"
     print(f"{what}: {config.batch_size} pairs a step, {config.micro_batch_size} a pass")
     print(f"largest difference of a loss between the sides: {worst:.1e}")
+    print(f"largest difference of a remembered error: {once['difference']:.1e}")
+    print(f"measuring {REMEMBER} draws of each of {len(Preferences(config.data))} rows, once: {once['once']:.1f} s")
     print_table(
         ["side", "pairs/s", "ratio", "peak MB", "ratio"],
         [

@@ -156,7 +156,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
 ) -> None:
     settings = config(data, num_steps=4, checkpoint_every=100)
     train(settings, tmp_path / "whole", cache=cache)
-    step, sent = loop._step, []
+    step, sent = loop.take_step, []
 
     def interrupted(run: Any, at: int, stop: Any) -> Any:
         if at == 1 and not sent:
@@ -164,7 +164,7 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(
             os.kill(os.getpid(), number)
         return step(run, at, stop)
 
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(loop, "take_step", interrupted)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "parts", cache=cache)

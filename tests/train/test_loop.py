@@ -17,7 +17,7 @@ from diffalign.core import DiffalignError
 from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe, batch_rows
 from diffalign.models import load_family
 from diffalign.train import LiveLatents, draw_rows, fill_cache, train
-from diffalign.train.rows import PairRows
+from diffalign.train.rows import PreferenceRows
 
 
 def test_first_step_starts_at_log_2_and_training_moves_the_policy(data: Path, cache: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_cached_latents_equal_live_ones(data: Path, cache: Path) -> None:
     draws = draw_rows(family.process, range(4), family.latent_shape(32, 32), seed=0, step=0)
     assert len({view < 0.5 for view in draws.flip.tolist()}) == 2, "both views must occur for the test to tell"
     sides = ("chosen", "rejected")
-    readers = [PairRows(preferences, one, sides=sides, flip=True, prompt_drop=0.3) for one in (cached, live)]
+    readers = [PreferenceRows(preferences, one, sides=sides, flip=True, prompt_drop=0.3) for one in (cached, live)]
     batches = [reader.batch([0, 1, 2, 3], draws) for reader in readers]
     for side in sides:
         torch.testing.assert_close(batches[0].latents[side], batches[1].latents[side], rtol=1e-4, atol=1e-4)
@@ -150,7 +150,7 @@ def test_ties_are_left_out_and_swapped_labels_refused(data: Path, tmp_path: Path
         train(config(tmp_path / "swapped", num_steps=1), tmp_path / "b")
 
 
-def test_objectives_that_pairs_cannot_feed_are_refused_before_any_weight_loads(
+def test_objectives_that_rows_cannot_feed_are_refused_before_any_weight_loads(
     data: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(build, "load_family", lambda *_, **__: pytest.fail("a weight was loaded"))
@@ -158,14 +158,14 @@ def test_objectives_that_pairs_cannot_feed_are_refused_before_any_weight_loads(
         "from diffalign.objectives import objective\n"
         "from diffalign.types import ObjectiveOutput\n"
         "def old(old_chosen_err): return ObjectiveOutput(old_chosen_err)\n"
-        "def sets(err, scores): return ObjectiveOutput(err.mean(1))\n"
         "@objective('coupled_for_a_test', couples_batch=True)\n"
         "def coupled(chosen_err): return ObjectiveOutput(chosen_err - chosen_err.mean())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for changes, words in (
-        ({"objective": "odd_objectives:old", "settings": {}}, "old_chosen_err, which training on pairs cannot give"),
-        ({"objective": "odd_objectives:sets", "settings": {}}, "err, scores"),
+        ({"objective": "odd_objectives:old", "settings": {}}, "old_chosen_err, which offline training cannot give"),
+        ({"objective": "nft", "settings": {}}, "the policy's own samples"),
+        ({"objective": "crd", "settings": {"beta": 1.0, "metric_weights": [1.0]}}, "asks for old_err"),
         ({"objective": "odd_objectives:coupled", "settings": {}, "micro_batch_size": 4}, "micro_batch_size"),
         ({"settings": {"beta": -100.0}}, "beta above 0"),
         ({"settings": {"beta": "100"}}, "a number as beta"),

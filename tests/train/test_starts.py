@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from train_helpers import config, interrupt_at, metrics
 
 from diffalign.core import DiffalignError, parse_yaml
-from diffalign.train import Plan, run_plan, train
+from diffalign.train import Plan, check_plan, run_plan, train
 
 LOG_2 = math.log(2)
 
@@ -140,3 +140,19 @@ def test_every_stage_is_checked_before_the_first_one_trains(data: Path, tmp_path
         Plan(stages=(stages[0], config(data, start_as="fuse", reference="base")))
     with pytest.raises(DiffalignError, match="rounds part of the LoRA away"):
         config(data, start="somewhere", start_as="fuse", mixed_precision="bf16")
+
+
+def test_a_start_that_the_next_stage_would_lose_is_refused(data: Path, tmp_path: Path) -> None:
+    """Stage 2 puts Stage 1's LoRA on the bare model, so nothing else may lie under it."""
+    sft = config(data, num_steps=1, objective="sft", settings={})
+    lora = train(sft, tmp_path / "lora")
+    whole = train(sft.replace(train="full"), tmp_path / "whole")
+    for stage, words in (
+        (sft.replace(start=str(whole)), "on the denoiser in .*save a pipeline"),
+        (sft.replace(start=str(lora), start_as="keep"), "beside .*start_as to continue"),
+        (sft.replace(start=str(lora), start_as="fuse"), "beside .*start_as to continue"),
+    ):
+        with pytest.raises(DiffalignError, match=words):
+            run_plan(Plan(stages=(stage, config(data, num_steps=1))), tmp_path / "run")
+    last = sft.replace(start_as="keep")
+    check_plan(Plan(stages=(sft.replace(start=str(lora)), last)))

@@ -34,7 +34,7 @@ def config(data: Path, **changes: Any) -> TrainConfig:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Training stops, without a checkpoint, as soon as it reaches each of these steps, one after the other."""
-    step, ahead = loop._step, list(steps)
+    step, ahead = loop.take_step, list(steps)
 
     def dying(run: loop.Run, number: int, stop: Any) -> Any:
         if ahead and number == ahead[0]:
@@ -42,7 +42,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
             raise KeyboardInterrupt
         return step(run, number, stop)
 
-    monkeypatch.setattr(loop, "_step", dying)
+    monkeypatch.setattr(loop, "take_step", dying)
 
 
 def tensors(folder: Path, name: str = "policy") -> dict[str, torch.Tensor]:

@@ -15,7 +15,10 @@ from diffalign.cli.compare import compare
 from diffalign.cli.curate import curate
 from diffalign.cli.demo import demo
 from diffalign.cli.env import env
+from diffalign.cli.generate_candidates import generate_candidates
 from diffalign.cli.inspect import inspect
+from diffalign.cli.label import label
+from diffalign.cli.recipes import recipes
 from diffalign.cli.sample import sample
 from diffalign.cli.score import score
 from diffalign.cli.train import train
@@ -85,7 +88,10 @@ def _options(
 app.command("demo")(demo)
 app.command("curate")(curate)
 app.command("env")(env)
+app.command("generate-candidates")(generate_candidates)
 app.command("inspect")(inspect)
+app.command("label")(label)
+app.command("recipes")(recipes)
 app.command("train")(train)
 app.command("sample")(sample)
 app.command("score")(score)

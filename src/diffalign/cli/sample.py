@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,9 @@ import typer
 from diffalign.core import DiffalignError, default_device, get_console, load_config, override, print_table
 
 if TYPE_CHECKING:
-    from diffalign.sample import SampleConfig
+    from diffalign.sample import PromptRow, SampleConfig
 
-__all__ = ["sample"]
+__all__ = ["plan_rows", "sample", "size_settings"]
 
 
 def sample(
@@ -50,7 +51,7 @@ def sample(
 
         diffalign sample --model models/sd15 --adapter runs/real/stage2/policy --prompts hpdv2.tsv --out runs/real-hpdv2
     """
-    from diffalign.sample import run_sample
+    from diffalign.sample import run_sample, wanted_prompts
 
     given = {
         "model": model,
@@ -61,11 +62,11 @@ def sample(
         "guidance_scale": guidance,
         "batch_size": batch_size,
         "limit": limit,
-        **_size(size),
+        **size_settings(size),
     }
     wanted = _config(config, {key: value for key, value in given.items() if value is not None}, settings or [])
     if dry_run:
-        _print_plan(wanted)
+        print_table(["what", "value"], plan_rows(wanted, wanted_prompts(wanted)), title="plan")
         return
     get_console().print(f"images: {run_sample(wanted, out, device=default_device())}", markup=False)
 
@@ -79,7 +80,12 @@ def _config(file: str, given: dict[str, Any], settings: list[str]) -> SampleConf
     return override(config, settings)
 
 
-def _size(text: str | None) -> dict[str, int]:
+def size_settings(text: str | None) -> dict[str, int]:
+    """The settings behind --size.
+
+    Raises:
+        DiffalignError: it is neither one side nor two.
+    """
     if text is None:
         return {}
     sides = text.lower().split("x")
@@ -88,18 +94,22 @@ def _size(text: str | None) -> dict[str, int]:
     return {"height": int(sides[0]), "width": int(sides[-1])}
 
 
-def _print_plan(config: SampleConfig) -> None:
-    from diffalign.models import outline_family
-    from diffalign.sample import adapter_identity, image_size, make_scheduler, wanted_prompts
+def plan_rows(config: SampleConfig, prompts: Sequence[PromptRow]) -> list[tuple[str, str]]:
+    """What would be made of these prompts, as lines of a table; no weights are loaded.
 
-    prompts = wanted_prompts(config)
+    Raises:
+        DiffalignError: a setting does not fit.
+    """
+    from diffalign.models import outline_family
+    from diffalign.sample import adapter_identity, image_size, make_scheduler
+
     family = outline_family(config.model)
     make_scheduler(family, config.solver)
     height, width = image_size(family, config.height, config.width)
     identity = adapter_identity(config)
     images = len(prompts) * config.num_seeds
     passes = config.num_steps * (1 if config.guidance_scale == 1 else 2)
-    rows = [
+    return [
         ("model", config.model),
         ("adapter", f"{config.adapter}, hash {identity}" if identity else "none"),
         ("images", f"{images}: {len(prompts)} prompts x {config.num_seeds} seeds, {height} x {width} pixels each"),
@@ -108,4 +118,3 @@ def _print_plan(config: SampleConfig) -> None:
         ("passes", f"{images * passes} in all"),
         ("runs on", f"{default_device()}, {config.precision}, {config.batch_size} images at a time"),
     ]
-    print_table(["what", "value"], rows, title="plan")

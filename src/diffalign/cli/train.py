@@ -82,11 +82,11 @@ def _plan(what: str, *, data: str, model: str, start: str, settings: list[str], 
 
 def _print_plan(plan: Plan) -> None:
     from diffalign.data import Preferences
-    from diffalign.train import check
+    from diffalign.train import check_plan
 
     rows: list[tuple[object, ...]] = []
+    check_plan(plan)
     for number, stage in enumerate(plan.stages, start=1):
-        check(stage)
         count = len(Preferences(stage.data))
         passes = stage.num_steps * stage.batch_size / count
         rows += [

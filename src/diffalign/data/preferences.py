@@ -21,6 +21,7 @@ from diffalign.core import DiffalignError, atomic_path, content_hash, folder_loc
 from diffalign.core.files import remove_stale
 from diffalign.data.images import ImageLimits
 from diffalign.data.schema import (
+    LABEL_METRIC,
     Form,
     Record,
     Row,
@@ -299,6 +300,28 @@ class Preferences(Sequence[Row]):
             raise DiffalignError("expected pairs, got candidate sets: they have scores, not labels")
         return [float(label) for label in self._column("label")]
 
+    def scores(self) -> list[dict[str, tuple[float, ...]]]:
+        """Per row and metric, the scores of its images (chosen, rejected; or K); no image is read."""
+        stored = self._column("scores")
+        if self._stored_form == "candidates":
+            return [{one["metric"]: tuple(one["values"]) for one in row or ()} for row in stored]
+        rows: list[dict[str, tuple[float, ...]]]
+        rows = [{one["metric"]: (one["chosen"], one["rejected"]) for one in row or ()} for row in stored]
+        if self._view == "pair":
+            return rows
+        return [{LABEL_METRIC: (label, 1 - label), **row} for label, row in zip(self.labels(), rows, strict=True)]
+
+    def masks(self) -> Iterator[Image.Image | None]:
+        """The mask of every pair, or None where it has none; chosen and rejected images are not read.
+
+        Raises:
+            DiffalignError: the rows are candidate sets, which have none; or a mask cannot be decoded.
+        """
+        if self._stored_form != "pair":
+            raise DiffalignError("expected pairs, got candidate sets: they have no masks")
+        for name, stored in zip(self.ids(), self._column("mask"), strict=True):
+            yield None if stored is None else decode_stored(stored, name, "mask", self._limits).convert("L")
+
     def image_hashes(self) -> list[tuple[str, ...]]:
         """Per row, the content hash of each of its images (chosen, rejected; or K); no image is read.
 
@@ -405,7 +428,8 @@ def parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, (str, Path)):
         files = [Path(one) for one in path]
     elif Path(path).is_dir():
-        files = _shards(Path(path)) or _shards(Path(path) / "pairs")  # a run of curation holds its rows there
+        folders = (Path(path), Path(path) / "pairs", Path(path) / "candidates")  # runs hold their rows in these
+        files = next(filter(None, map(_shards, folders)), [])
         splits = [split for split in _SPLITS if any(file.name.startswith(split) for file in files)]
         if len(splits) > 1:
             raise DiffalignError(f"{path} holds several splits ({', '.join(splits)}): give a list of one split's files")

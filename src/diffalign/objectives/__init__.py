@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffalign.objectives.candidates import group_advantages, win_fractions
 from diffalign.objectives.capo import calibrated_rewards, capo
 from diffalign.objectives.contract import OBJECTIVES, QUANTITIES, ObjectiveSpec, get_objective, objective, same_shape
+from diffalign.objectives.conventions import LOGISTIC, beta_elsewhere
 from diffalign.objectives.cw_dpo import cw_dpo, cw_sft
 from diffalign.objectives.dmpo import dmpo
 from diffalign.objectives.dpo import diffusion_dpo, pair_metrics
@@ -25,9 +26,11 @@ from diffalign.objectives.slic import hinge
 from diffalign.objectives.soft_labels import cdpo, smpo, soft_dpo
 
 __all__ = [
+    "LOGISTIC",
     "OBJECTIVES",
     "QUANTITIES",
     "ObjectiveSpec",
+    "beta_elsewhere",
     "calibrated_rewards",
     "capo",
     "cdpo",

@@ -58,8 +58,8 @@ def self_npo(policy_err: Tensor) -> ObjectiveOutput:
 
         L = e_p
 
-    What weakens it is the sample source: few steps, guidance at or below 1, samples noised again and scored against the
-    true noise. Scored against the policy's own live prediction the loss is 0.
+    What weakens it is the sample source: trajectories that are broken off, whose over-smoothed clean images are the
+    targets, with guidance at or below 1. Scored against the policy's own live prediction the loss is 0.
 
     Args:
         policy_err: (B,) policy error on an own sample.
@@ -69,7 +69,7 @@ def self_npo(policy_err: Tensor) -> ObjectiveOutput:
 
     Source:
         Self-NPO 2025, arXiv 2505.11777. Departures: squared error in the network's own target, where the authors' code
-        has a pseudo-Huber error of x0; finished samples of few steps, where they cut trajectories short.
+        has a pseudo-Huber error of x0.
 
     Example:
         >>> import torch

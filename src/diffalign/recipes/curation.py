@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from diffalign.core import Registry
-from diffalign.curate import CurateConfig, KeepConfig, SelectConfig
+
+if TYPE_CHECKING:  # curation takes seconds to import, and plans of training do without it
+    from diffalign.curate import CurateConfig
 
 __all__ = ["CURATIONS", "realalign_curation"]
 
@@ -24,6 +27,8 @@ def realalign_curation(photos: str) -> CurateConfig:
         is put back into the photograph; seeds are fixed; photographs below 512 pixels are dropped, not enlarged. The
         gap of 0.02 on PickScore / 26 is 0.52 of the raw score used here; the release compares raw scores with 0.02.
     """
+    from diffalign.curate import CurateConfig, KeepConfig, SelectConfig
+
     return CurateConfig(
         photos=photos,
         size=512,  # [code] short side, centre crop

@@ -38,6 +38,7 @@ _ALARMS = {
     "stuck_at_log_2": "The loss did not move: the policy never left the reference.",
     "drift": "On its own samples the policy went further from the reference than real images pull.",
     "runaway_repulsion": "The push away from own samples or rejected images fed itself.",
+    "diversity_collapse": "In validation, images of one prompt became alike.",
     "non_finite": "A row gave a value that is not finite, and the run stopped.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffalign.sample.candidates import CandidateCounts, CandidatesConfig, generate_candidates
 from diffalign.sample.image_samplers import ImageSampler, family_sampler, image_size, pipeline_sampler
 from diffalign.sample.images import SampledImagesConfig, sample_images
 from diffalign.sample.prompts import PROMPT_LISTS, PromptRow, prompt_id, read_prompts
@@ -18,6 +19,8 @@ from diffalign.sample.sampler import (
 
 __all__ = [
     "PROMPT_LISTS",
+    "CandidateCounts",
+    "CandidatesConfig",
     "ImageSampler",
     "Predict",
     "PromptRow",
@@ -28,6 +31,7 @@ __all__ = [
     "adapter_identity",
     "family_sampler",
     "fitting_solvers",
+    "generate_candidates",
     "image_size",
     "initial_noise",
     "load_sampler",

@@ -12,14 +12,15 @@ from diffalign.train.batches import (
     noised,
     sample_posterior,
 )
-from diffalign.train.build import check, frozen_dtype
-from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig
+from diffalign.train.build import frozen_dtype
+from diffalign.train.checks import check
+from diffalign.train.config import EmaConfig, LoraConfig, OptimizerConfig, SamplesConfig, TrainConfig, ValidationConfig
 from diffalign.train.estimate import Estimate, estimate, matrix_rate
 from diffalign.train.loop import train
 from diffalign.train.monitor import ALARMS, Alarm, Monitor
-from diffalign.train.plan import Plan, run_plan
+from diffalign.train.plan import Plan, check_plan, run_plan
 from diffalign.train.quantities import Needs, evaluate, needs_of
-from diffalign.train.rows import LiveLatents, PairRows, RowBatch, fill_cache
+from diffalign.train.rows import LiveLatents, PreferenceRows, RowBatch, fill_cache
 from diffalign.train.samples import SampleSource
 from diffalign.train.weights import (
     BASE,
@@ -50,17 +51,19 @@ __all__ = [
     "NoisedBatch",
     "Noiser",
     "OptimizerConfig",
-    "PairRows",
     "Plan",
     "Predict",
+    "PreferenceRows",
     "RowBatch",
     "SampleSource",
     "SamplesConfig",
     "TrainConfig",
+    "ValidationConfig",
     "Weights",
     "assign",
     "average",
     "check",
+    "check_plan",
     "draw_rows",
     "estimate",
     "evaluate",

@@ -24,6 +24,7 @@ __all__ = [
     "forward_noiser",
     "independent_noiser",
     "noised",
+    "remembered_rows",
     "sample_posterior",
 ]
 
@@ -90,8 +91,47 @@ def draw_rows(
     """
     draw = timesteps or process.draw_timesteps
     generators = [torch_generator("row", seed, step, place) for place in places]
+    return _draws(torch.cat([draw(1, generator) for generator in generators]), generators, shape, sides)
+
+
+def remembered_rows(
+    process: VariancePreserving | RectifiedFlow,
+    rows: Sequence[int],
+    numbers: Sequence[int],
+    shape: Sequence[int],
+    *,
+    seed: int,
+    count: int,
+    sides: Sequence[str] = ("chosen", "rejected"),
+) -> Draws:
+    """The fixed draws of rows, whatever step they come in: number j of ``count`` for each.
+
+    A row's timesteps lie one in each of ``count`` equal parts of what the process draws from.
+
+    Args:
+        process: draws the timesteps.
+        rows: numbers of the rows in the data.
+        numbers: which of its draws each row gets, from 0.
+        shape: (C, h, w) of a latent.
+        seed: of the run.
+        count: draws per row.
+        sides: as of ``draw_rows``.
+    """
+    timesteps = [
+        process.draw_timesteps(count, torch_generator("remembered timesteps", seed, row), stratified=True)[number]
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    generators = [
+        torch_generator("remembered row", seed, row, number) for row, number in zip(rows, numbers, strict=True)
+    ]
+    return _draws(torch.stack(timesteps), generators, shape, sides)
+
+
+def _draws(
+    timesteps: Tensor, generators: Sequence[torch.Generator], shape: Sequence[int], sides: Sequence[str]
+) -> Draws:
     return Draws(
-        timesteps=torch.cat([draw(1, generator) for generator in generators]),
+        timesteps=timesteps,
         prompt_drop=torch.cat([torch.rand(1, generator=generator) for generator in generators]),
         flip=torch.cat([torch.rand(1, generator=generator) for generator in generators]),
         noise={side: _normal(generators, shape) for side in sides},

@@ -15,26 +15,34 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffalign.core import DiffalignError, atomic_path, content_hash, read_json, warn, write_json
-from diffalign.data import Preferences
+from diffalign.data import LatentCache
 from diffalign.models import Family, LoraSettings, fuse_adapter, is_denoiser, load_denoiser, load_family, save_adapter
-from diffalign.objectives import ObjectiveSpec, get_objective
+from diffalign.objectives import get_objective
 from diffalign.train.checkpoints import refuse_changes
+from diffalign.train.checks import check, needs_for, preferences_of, reference_path, usable_rows
 from diffalign.train.config import TrainConfig
-from diffalign.train.quantities import Needs, needs_of
-from diffalign.train.rows import PairRows, data_hash, fill_cache, open_cache
+from diffalign.train.quantities import Needs
+from diffalign.train.rows import (
+    PreferenceRows,
+    damage_masks,
+    data_hash,
+    fill_cache,
+    open_cache,
+    row_weights,
+)
 from diffalign.train.samples import SampleSource
+from diffalign.train.validation import validation_prompts
 from diffalign.train.weights import BASE, START, FullWeights, LoraWeights, Weights, tensors_hash, weights_hash
 from diffalign.types import ObjectiveOutput
 
 __all__ = [
     "Run",
     "build_run",
-    "check",
     "frozen_dtype",
     "is_finished",
     "make_accelerator",
-    "reference_path",
     "save_result",
+    "save_weights",
     "set_text_length",
 ]
 
@@ -49,6 +57,7 @@ class Run:
     Attributes:
         reference: the name of what ``ref_*`` is measured with; empty when nothing asks for it.
         hashes: of what must be the same when the run goes on.
+        remembered: (N, R, S) reference errors of S sides under R draws per row, where they are remembered.
     """
 
     config: TrainConfig
@@ -57,12 +66,14 @@ class Run:
     reference: str
     compute: Callable[[Mapping[str, Tensor]], ObjectiveOutput]
     needs: Needs
-    rows: PairRows
+    rows: PreferenceRows
+    latents: LatentCache
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     source: SampleSource | None
     scaler: torch.amp.GradScaler | None
     hashes: dict[str, str]
+    remembered: Tensor | None = None
 
     @property
     def changing(self) -> tuple[str, ...]:
@@ -82,65 +93,6 @@ def make_accelerator() -> Accelerator:
     return Accelerator(mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
 
-def check(config: TrainConfig) -> ObjectiveSpec:
-    """What can be known before any weight loads.
-
-    Raises:
-        DiffalignError: unknown objective or settings, something the loop cannot give it, or paths that are not there.
-    """
-    spec = get_objective(config.objective)
-    needs = needs_of(spec)
-    compute = spec.bind(config.settings)
-    if ("policy" in needs.sides) != (config.samples is not None):
-        verb = "needs" if config.samples is None else "does not use"
-        raise DiffalignError(f"objective {spec.name!r} {verb} the policy's own samples: see the section samples")
-    given = {f"{prefix}{side}_{what}" for prefix in ("", "ref_") for side in needs.sides for what in ("err", "pred")}
-    given |= {f"{side}_target" for side in needs.sides} | {"label", "weight", "timesteps", "log_snr", "step"}
-    absent = [name for name in spec.inputs if name not in given]
-    if absent:
-        raise DiffalignError(
-            f"objective {spec.name!r} asks for {', '.join(absent)}, which training on pairs cannot give"
-        )
-    if spec.couples_batch and config.micro_batch_size < config.batch_size:
-        raise DiffalignError(
-            f"objective {spec.name!r} compares the rows of a batch: set micro_batch_size to batch_size "
-            f"({config.batch_size})"
-        )
-    try:
-        compute({name: _example(name) for name in spec.inputs})
-    except (TypeError, ValueError) as error:
-        raise DiffalignError(f"objective {spec.name!r} with {config.settings}: {error}") from error
-    Preferences(config.data)  # says what is wrong with it
-    for what, path in (("start", config.start), ("reference", reference_path(config))):
-        if path and not Path(path).exists():
-            known = "" if what == "start" else "; known names are start, base and ema"
-            raise DiffalignError(f"expected a LoRA or a denoiser folder as {what}, there is no {path}{known}")
-    whole = is_denoiser(config.start)
-    if config.train == "full" and config.start and not whole and config.start_as != "fuse":
-        raise DiffalignError("with train full, a LoRA to start from can only be fused: set start_as to fuse")
-    replaced = bool(config.start) and (whole or config.start_as == "fuse")
-    if config.reference == "base" and replaced:
-        raise DiffalignError(
-            "the base is gone once a LoRA is fused or a denoiser put in its place: set reference to start, or start_as "
-            "to keep"
-        )
-    path = reference_path(config)
-    if path and is_denoiser(path) != (config.train == "full"):
-        wanted = "a denoiser folder" if config.train == "full" else "a LoRA"
-        raise DiffalignError(f"expected {wanted} as reference, like what is trained; {path} is none")
-    if path and config.train == "lora" and replaced:
-        raise DiffalignError(f"{path} belongs on the base, which {config.start} replaces: set reference to start")
-    return spec
-
-
-def _example(name: str) -> Tensor:
-    """A quantity of two rows, to try an objective on."""
-    if name == "step":
-        return torch.tensor(0)
-    shape = (2, 4, 2, 2) if name.endswith(("_pred", "_target")) else (2,)
-    return torch.full(shape, 0.5)
-
-
 def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run:
     """Load the model, fill the cache, put the weights in place.
 
@@ -148,26 +100,39 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
         DiffalignError: a setting, the data or the model does not fit.
     """
     spec = check(config)
-    needs = needs_of(spec)
-    preferences = usable_rows(Preferences(config.data), spec)
+    if spec.couples_batch and accelerator.num_processes > 1:
+        raise DiffalignError(f"objective {spec.name!r} compares all rows of a batch: run it on one process")
+    preferences = usable_rows(preferences_of(config, spec), spec)
+    needs = needs_for(spec, preferences)
     family = load_family(config.model, dtype=frozen_dtype(config), device=accelerator.device)
     set_text_length(family, config)
+    validated = validation_prompts(config)
     if accelerator.is_main_process:
-        fill_cache(cache, family, preferences, resolution=config.resolution, flip=config.flip)
+        filled = fill_cache(cache, family, preferences, resolution=config.resolution, flip=config.flip)
+        filled.fill_prompts([row.prompt for row in validated], family.encode_prompts)
     accelerator.wait_for_everyone()
     latents = open_cache(cache, family, resolution=config.resolution)
-    family.move_encoders("meta")  # gone: everything they would say is in the cache
-    rows = PairRows(
+    family.move_encoders("meta", vae=config.validation is None)  # gone: what they would say is in the cache
+    shape = family.latent_shape(config.resolution, config.resolution)
+    masked = config.outside_weight < 1
+    rows = PreferenceRows(
         preferences,
         latents,
         sides=[side for side in needs.sides if side != "policy"],
         flip=config.flip,
         prompt_drop=config.prompt_drop,
+        metrics=config.metrics,
+        weights=config.weights,
+        masks=damage_masks(preferences, latents.recipe, shape, config.outside_weight) if masked else None,
         device=accelerator.device,
     )
     hashes = {"data": data_hash(preferences), "base model": family.revision}
+    if config.weights is not None:
+        hashes["weights"] = content_hash(row_weights(preferences, config.weights).tolist())
     if config.start:
         hashes["start"] = _weights_files_hash(Path(config.start))
+    if validated:
+        hashes["validation prompts"] = content_hash([[row.id, row.prompt] for row in validated])
     weights = build_weights(config, family)
     reference = _reference(config, weights) if needs.reference else ""
     if reference == "reference":
@@ -184,37 +149,13 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
         compute=spec.bind(config.settings),
         needs=needs,
         rows=rows,
+        latents=latents,
         optimizer=build_optimizer(config, weights),
         accelerator=accelerator,
         source=source,
         scaler=scaler,
         hashes=hashes,
     )
-
-
-def usable_rows(preferences: Preferences, spec: ObjectiveSpec) -> Preferences:
-    """Leave out ties where an objective takes every chosen image as surely better.
-
-    Raises:
-        DiffalignError: such an objective, and a label says that the rejected image is better; or nothing is left.
-    """
-    needs = needs_of(spec)
-    if "label" in needs.row or "rejected" not in needs.sides or preferences.form != "pair":
-        return preferences
-    labels = preferences.labels()
-    swapped = sum(label < 0.5 for label in labels)
-    if swapped:
-        raise DiffalignError(
-            f"objective {spec.name!r} takes every chosen image as the better one, but {swapped} labels are below 0.5: "
-            "swap the images of those rows"
-        )
-    kept = [row for row, label in enumerate(labels) if label > 0.5]
-    if len(kept) == len(labels):
-        return preferences
-    if not kept:
-        raise DiffalignError(f"objective {spec.name!r} learns nothing from ties, and every row is one")
-    warn(f"{len(labels) - len(kept)} of {len(labels)} rows are ties and left out: {spec.name} does not look at labels")
-    return preferences.select(kept)
 
 
 def set_text_length(family: Family, config: TrainConfig) -> None:
@@ -270,11 +211,6 @@ def _tell_other_rank(config: TrainConfig, weights: LoraWeights) -> None:
         )
 
 
-def reference_path(config: TrainConfig) -> str:
-    """The LoRA or denoiser folder that errors are compared with; empty where ``reference`` is a name."""
-    return "" if config.reference in ("start", "base", "ema") else config.reference
-
-
 def _reference(config: TrainConfig, weights: LoraWeights | FullWeights) -> str:
     """The name of what ``ref_*`` is measured with; a copy is made only where switching adapters off is not enough."""
     if reference_path(config):
@@ -327,16 +263,33 @@ def is_finished(config: TrainConfig, folder: Path) -> bool:
     files = [folder / name / "made_with.json" for name in _result_names(config)]
     if not all(file.is_file() for file in files):
         return False
-    hashes = {"data": data_hash(usable_rows(Preferences(config.data), get_objective(config.objective)))}
+    hashes = {"data": _rows_hash(config)}
     if config.start:
         hashes["start"] = _weights_files_hash(Path(config.start))
     refuse_changes(folder, read_json(files[0])["hashes"], hashes)
     return True
 
 
+def _rows_hash(config: TrainConfig) -> str:
+    spec = get_objective(config.objective)
+    return data_hash(usable_rows(preferences_of(config, spec), spec))
+
+
 def save_result(run: Run, folder: Path) -> None:
-    """Write the trained weights, each folder whole or not at all, with ``made_with.json``: what they belong on."""
+    """Write the trained weights, each folder whole or not at all."""
+    for name in _result_names(run.config):
+        if not (folder / name).exists():  # else it is whole, from before an interruption
+            with atomic_path(folder / name) as temporary:
+                save_weights(run, name, temporary)
+
+
+def save_weights(run: Run, name: str, folder: Path, **more: Any) -> None:
+    """Write weights as diffusers loads them, with ``made_with.json``: what they belong on, and what more there is."""
     config = run.config
+    if isinstance(run.weights, FullWeights):
+        run.weights.networks[name].save_pretrained(folder)  # type: ignore[operator]
+    else:
+        save_adapter(run.family.denoiser, name, folder, prefix=run.family.lora_prefix)
     made_with: dict[str, Any] = {
         "model": config.model,
         "start": config.start,
@@ -344,12 +297,4 @@ def save_result(run: Run, folder: Path) -> None:
         "num_steps": config.num_steps,
         "hashes": run.hashes,
     }
-    for name in _result_names(config):
-        if (folder / name).exists():
-            continue  # whole, from before an interruption
-        with atomic_path(folder / name) as temporary:
-            if isinstance(run.weights, FullWeights):
-                run.weights.networks[name].save_pretrained(temporary)  # type: ignore[operator]
-            else:
-                save_adapter(run.family.denoiser, name, temporary, prefix=run.family.lora_prefix)
-            write_json(temporary / "made_with.json", made_with)
+    write_json(folder / "made_with.json", made_with | more)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from diffalign.core import Config, DiffalignError, setting
+from diffalign.core import Config, DiffalignError, setting, unknown
 
-__all__ = ["EmaConfig", "LoraConfig", "OptimizerConfig", "SamplesConfig", "TrainConfig"]
+__all__ = [
+    "EmaConfig",
+    "InversionConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "SamplesConfig",
+    "StrengthConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "WeightsConfig",
+]
 
 
 class LoraConfig(Config):
@@ -48,10 +58,16 @@ class SamplesConfig(Config):
         ge=1,
     )
     num_steps: int = setting(20, "network calls per sample", ge=1, source="Diffusion-DRO, SD 1.5")
-    guidance_scale: float = setting(1.0, "text guidance while sampling; 1 is off", source="Diffusion-DRO")
-    state: Literal["trajectory", "renoised"] = setting(
-        "trajectory", "a state on the way to the sample, or the finished sample noised again", source="Diffusion-DRO"
+    guidance_scale: float = setting(
+        1.0, "text guidance while sampling; 1 is off, 0 is the empty prompt alone", source="Diffusion-DRO"
     )
+    state: Literal["trajectory", "renoised", "truncated"] = setting(
+        "trajectory",
+        "a state on the way to the sample; the finished sample noised again; or a state where the way was broken off, "
+        "noised further, whose target is the clean image that was seen there",
+        source="Diffusion-DRO",
+    )
+    truncate: int = setting(5, "truncated: steps of num_steps that are taken", unit="steps", ge=1, source="Self-NPO")
     target: Literal["prediction", "noise"] = setting(
         "prediction", "score against the sampling policy's own output, or the true noise", source="Diffusion-DRO"
     )
@@ -60,13 +76,75 @@ class SamplesConfig(Config):
     )
 
     def model_post_init(self, _: object) -> None:
-        """A state of the trajectory was not made by adding noise.
+        """Checks that concern several settings.
 
         Raises:
-            DiffalignError: it shall be scored against noise all the same.
+            DiffalignError: a state that was not made by adding noise shall be scored against noise; or a way is broken
+                off after its end.
         """
-        if self.state == "trajectory" and self.target == "noise":
-            raise DiffalignError("samples.target noise needs samples.state renoised: a trajectory has no true noise")
+        if self.state != "renoised" and self.target == "noise":
+            raise DiffalignError(f"samples.target noise needs samples.state renoised: a {self.state} has no true noise")
+        if self.state == "truncated" and self.truncate >= self.num_steps:
+            raise DiffalignError(
+                f"samples.truncate {self.truncate} must stay below samples.num_steps {self.num_steps}: the way is "
+                "broken off before its end"
+            )
+
+
+class InversionConfig(Config):
+    """Noisy latents from walking the images up the policy's own trajectory, in place of added noise."""
+
+    num_steps: int = setting(10, "network calls from the clean image to its timestep", ge=1, source="InPO, 10")
+    averaged: bool = setting(False, "each step once more with the mean of both its ends", source="SmPO")
+    extra_noise: float = setting(
+        0.1, "share of fresh noise added at every step, of its size there", ge=0, source="InPO"
+    )
+
+
+class WeightsConfig(Config):
+    """The weight of a row from a score of its chosen image: exp(score / temperature), over its mean."""
+
+    metric: str = setting(..., "a score that every row has")
+    temperature: float = setting(1.0, "in the unit of the score; large makes all rows alike", gt=0)
+
+
+class StrengthConfig(Config):
+    """How ``beta: auto`` is found: a few steps are taken, beta is solved for, and the run begins anew with it."""
+
+    gradient_factor: float = setting(
+        0.6, "how much of their gradient at policy = reference rows have after those steps; see training.md", gt=0, lt=1
+    )
+    num_steps: int = setting(20, "optimiser steps of the trial", ge=2)
+
+
+class ValidationConfig(Config):
+    """Images of validation prompts while the run goes, always from the same noise."""
+
+    prompts: str = setting(..., "file of prompts or a named list, as diffalign sample takes them")
+    limit: int = setting(16, "use the first so many prompts; 0 for all", unit="prompts", ge=0)
+    num_seeds: int = setting(2, "images per prompt; diversity needs 2", unit="images", ge=1)
+    num_steps: int = setting(25, "of the solver", unit="steps", ge=1, le=1000)
+    guidance_scale: float = setting(7.5, "of text guidance; 1 is off", ge=0, source="diffusers, SD 1.x")
+    every: int = setting(100, "before the first step, every so often, and at the end", unit="optimiser steps", ge=1)
+    rewards: tuple[str, ...] = setting((), "rewards that score the images, as diffalign score names them")
+    weights: dict[str, str] = setting({}, "folder or hub id of rewards' weights, by the reward's name")
+    choose: str = setting("", "keep the weights with the highest mean of this reward as best/; empty keeps none")
+    min_diversity: float = setting(
+        0.5, "alarm, and no choice, where images of a prompt differ by less than this share of the start's", ge=0
+    )
+
+    def model_post_init(self, _: object) -> None:
+        """Checks that concern several settings.
+
+        Raises:
+            DiffalignError: a reward is named that is not among the rewards, or one is named twice.
+        """
+        if len(set(self.rewards)) != len(self.rewards):
+            raise DiffalignError(f"expected every one of validation.rewards once, got {', '.join(self.rewards)}")
+        named = [("choose", name) for name in (self.choose,) if name] + [("weights", name) for name in self.weights]
+        for where, name in named:
+            if name not in self.rewards:
+                raise unknown(f"one of validation.rewards in validation.{where}", name, self.rewards)
 
 
 class TrainConfig(Config):
@@ -75,7 +153,8 @@ class TrainConfig(Config):
     model: str = setting(..., "folder, hub id or embedded name of the base model")
     data: str = setting(..., "folder or files of preference rows")
     objective: str = setting(..., "a registered name, or module:function")
-    settings: dict[str, Any] = setting({}, "of the objective, such as beta")
+    settings: dict[str, Any] = setting({}, "of the objective, such as beta, a number or auto")
+    strength: StrengthConfig = setting(StrengthConfig(), "what beta auto aims at")
     start: str = setting("", "LoRA, or folder of a fine-tuned denoiser, that the run starts from; empty for the base")
     start_as: Literal["continue", "keep", "fuse"] = setting(
         "continue", "a LoRA: train on it itself, keep it on beside the new one, or fuse it into the weights"
@@ -90,6 +169,18 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "optimiser and learning rate")
     ema: EmaConfig | None = setting(None, "moving average of the policy; none by default")
     samples: SamplesConfig | None = setting(None, "own samples, for objectives that ask for policy_err")
+    metrics: tuple[str, ...] = setting((), "scores of candidate sets that the objective sees; empty for all, by name")
+    weights: WeightsConfig | None = setting(None, "for objectives that ask for weight; 1 for every row by default")
+    outside_weight: float = setting(
+        1.0, "weight in the errors of what a row's damage mask leaves out; 1 looks at the whole image", ge=0, le=1
+    )
+    inversion: InversionConfig | None = setting(None, "noise by inversion under the policy; added noise by default")
+    remember: int = setting(
+        0,
+        "measure the reference once under so many fixed draws of timestep and noise per row, and train on those draws; "
+        "0 draws afresh at each step",
+        ge=0,
+    )
     resolution: int = setting(512, "images are resized and centre-cropped to it", unit="pixels", ge=8)
     max_sequence_length: int = setting(256, "T5 tokens per prompt, where the model has T5", unit="tokens", ge=1)
     flip: bool = setting(True, "mirror half of the rows, both sides of a pair alike")
@@ -103,6 +194,7 @@ class TrainConfig(Config):
         "errors stay float32",
     )
     gradient_checkpointing: bool = setting(False, "recompute activations at backward: less memory, slower")
+    validation: ValidationConfig | None = setting(None, "images, scores and choice while it trains; none by default")
     checkpoint_every: int = setting(100, "optimiser steps between checkpoints", ge=1)
     seed: int = setting(0, "of every draw", ge=0)
 
@@ -114,6 +206,11 @@ class TrainConfig(Config):
         """
         if self.reference == "ema" and self.ema is None:
             raise DiffalignError("reference ema needs the section ema, with its decay")
+        if self.remember and (self.reference == "ema" or self.samples is not None or self.inversion is not None):
+            raise DiffalignError(
+                "remember keeps errors of a reference that stands still, on draws that come again: it does not go with "
+                "reference ema, samples or inversion"
+            )
         if self.start and self.start_as == "fuse" and self.train == "lora" and self.mixed_precision != "no":
             raise DiffalignError(
                 f"start_as fuse with {self.mixed_precision} rounds part of the LoRA away: set start_as to keep, which "

@@ -19,10 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffalign.data import Preferences, estimate_bytes
 from diffalign.models import Family, outline_family
 from diffalign.objectives import get_objective
-from diffalign.train.build import frozen_dtype, lora_settings, reference_path, set_text_length
+from diffalign.train.build import (
+    frozen_dtype,
+    lora_settings,
+    set_text_length,
+)
 from diffalign.train.checkpoints import KEEP
+from diffalign.train.checks import needs_for, preferences_of, reference_path
 from diffalign.train.config import TrainConfig
-from diffalign.train.quantities import Needs, needs_of
+from diffalign.train.quantities import Needs
+from diffalign.train.validation import validation_calls
 from diffalign.train.weights import FullWeights, LoraWeights
 
 __all__ = ["Estimate", "estimate", "matrix_rate"]
@@ -46,8 +52,9 @@ class Estimate:
 def estimate(config: TrainConfig) -> Estimate:
     """Pass one micro-batch through the architecture without weights, and count.
 
-    Memory leaves out the text encoders and the autoencoder, which are gone once everything is encoded, what the
-    allocator and the libraries' workspaces take, and what gradient checkpointing saves.
+    Memory leaves out the text encoders and the autoencoder, which are gone once everything is encoded (with validation
+    the autoencoder stays, and the rewards come), what the allocator and the workspaces of libraries take, and what
+    gradient checkpointing saves.
     Attention is counted as fused: it keeps its inputs and output, not the matrix of all pairs.
 
     Raises:
@@ -63,7 +70,8 @@ def estimate(config: TrainConfig) -> Estimate:
         weights.create("policy", lora_settings(config, family), seed=0)
         for parameter in weights.parameters("policy").values():
             parameter.data = parameter.to(family.dtype)  # what autocast computes in
-    needs = needs_of(get_objective(config.objective))
+    spec = get_objective(config.objective)
+    needs = needs_for(spec, preferences_of(config, spec))
     with weights.active("policy") as predict:
         inputs = _inputs(family, config, config.micro_batch_size * len(needs.policy))
         forward, both, activations = _count(lambda: predict(*inputs), family.denoiser)
@@ -73,6 +81,8 @@ def estimate(config: TrainConfig) -> Estimate:
         both += forward  # once more at backward
     trained = 4 * sum(p.numel() for p in weights.parameters("policy").values())  # float32
     flops = (both + forward * _passes_without_gradient(config, needs)) / config.micro_batch_size * config.batch_size
+    drawn = validation_calls(config) / config.num_steps
+    flops += drawn * forward / (config.micro_batch_size * len(needs.policy))
     return Estimate(_memory(config, family, needs, trained, activations), _disk(config, family, trained), flops)
 
 
@@ -90,12 +100,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _passes_without_gradient(config: TrainConfig, needs: Needs) -> float:
-    """Reference and sampling passes per policy pass of a row's sides."""
-    passes = float(len(needs.reference))
+    """Reference, inversion and sampling passes per policy pass of a row's sides."""
+    passes = 0.0 if config.remember else float(len(needs.reference))
+    if config.inversion is not None:
+        passes += config.inversion.num_steps * (2 if config.inversion.averaged else 1) * len(needs.policy)
     if config.samples is not None:
         branches = 1 if config.samples.guidance_scale == 1 else 2
         scored_by_the_policy = config.samples.state == "renoised" and config.samples.target == "prediction"
-        passes += config.samples.num_steps * branches + scored_by_the_policy
+        truncated = config.samples.state == "truncated"
+        calls = config.samples.truncate + 1 if truncated else config.samples.num_steps
+        passes += calls * branches + scored_by_the_policy
     return passes / len(needs.policy)
 
 
@@ -125,9 +139,10 @@ def _disk(config: TrainConfig, family: Family, trained: int) -> dict[str, int]:
         embed_shapes=family.condition_shapes,
     )
     averages = 1 if config.ema is not None else 0
+    best = 1 if config.validation is not None and config.validation.choose else 0
     stale = 1 if config.samples is not None and config.samples.refresh_every > 1 else 0
     checkpoint = trained * (3 + averages + stale)  # weights and AdamW's two moments
-    return {"latent cache": cache, "checkpoints": checkpoint * (KEEP + 1), "result": trained * (1 + averages)}
+    return {"latent cache": cache, "checkpoints": checkpoint * (KEEP + 1), "result": trained * (1 + averages + best)}
 
 
 def _inputs(family: Family, config: TrainConfig, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

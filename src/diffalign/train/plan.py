@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from diffalign.core import Config, DiffalignError, RunFolder, get_console, seed_from, setting
-from diffalign.train.build import check, make_accelerator
+from diffalign.models import is_denoiser
+from diffalign.train.build import make_accelerator
+from diffalign.train.checks import check
 from diffalign.train.config import TrainConfig
 from diffalign.train.loop import train
 
-__all__ = ["Plan", "run_plan"]
+__all__ = ["Plan", "check_plan", "run_plan"]
 
 
 class Plan(Config):
@@ -62,8 +64,7 @@ def run_plan(plan: Plan, folder: str | Path, *, tensorboard: bool = False) -> Pa
         DiffalignError: see ``train``; every stage is checked before the first one runs.
     """
     folder = Path(folder)
-    for stage in plan.stages:
-        check(stage)
+    check_plan(plan)
     is_main = make_accelerator().is_main_process
     with RunFolder.open(folder, plan, kind="plan") if is_main else nullcontext():
         for number, stage in enumerate(plan.stages, start=1):
@@ -79,3 +80,35 @@ def run_plan(plan: Plan, folder: str | Path, *, tensorboard: bool = False) -> Pa
                 )
             train(stage, folder / f"stage{number}", cache=folder / "latents", root=folder, tensorboard=tensorboard)
     return folder / f"stage{len(plan.stages)}" / (plan.feed if plan.stages[-1].ema is not None else "policy")
+
+
+def check_plan(plan: Plan) -> None:
+    """What can be known of every stage before the first one runs; see ``check``.
+
+    Raises:
+        DiffalignError: a stage does not fit, or what it starts from would be lost to the stage after it.
+    """
+    for stage in plan.stages:
+        check(stage)
+    for number, stage in enumerate(plan.stages[:-1], start=1):
+        _refuse_lost_start(number, stage)
+
+
+def _refuse_lost_start(number: int, stage: TrainConfig) -> None:
+    """A stage hands on its own LoRA, which the next one puts on the bare model: what lay under it would be gone.
+
+    Raises:
+        DiffalignError: the stage trains a LoRA on something else than the model.
+    """
+    if stage.train == "full" or not stage.start:
+        return
+    if is_denoiser(stage.start):
+        raise DiffalignError(
+            f"stage {number} trains a LoRA on the denoiser in {stage.start}, and the stage after it would put that "
+            f"LoRA on {stage.model} itself: save a pipeline with this denoiser and set model to its folder in all stages"
+        )
+    if stage.start_as != "continue":
+        raise DiffalignError(
+            f"stage {number} trains a LoRA beside {stage.start}, and the stage after it would go on without that one: "
+            "set start_as to continue, or save a pipeline with it fused and set model to its folder in every stage"
+        )

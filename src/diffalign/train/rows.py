@@ -11,11 +11,26 @@ import torch
 from torch import Tensor
 
 from diffalign.core import DiffalignError, content_hash, progress
-from diffalign.data import LatentCache, Posterior, Preferences, ResizeRecipe, View, to_tensor
+from diffalign.data import LatentCache, Posterior, Preferences, ResizeRecipe, View, find_metric, to_tensor
 from diffalign.models import Family
 from diffalign.train.batches import Draws, sample_posterior
+from diffalign.train.config import WeightsConfig
+from diffalign.train.quantities import candidate_sides
 
-__all__ = ["Latents", "LiveLatents", "PairRows", "RowBatch", "data_hash", "fill_cache", "open_cache"]
+__all__ = [
+    "Latents",
+    "LiveLatents",
+    "PreferenceRows",
+    "RowBatch",
+    "candidate_count",
+    "common_metrics",
+    "damage_masks",
+    "data_hash",
+    "fill_cache",
+    "open_cache",
+    "row_weights",
+    "score_tensor",
+]
 
 
 class Latents(Protocol):
@@ -33,26 +48,34 @@ class RowBatch:
     Attributes:
         latents: {side: (B, C, h, w)} sampled from the posteriors.
         condition: what ``family.predict`` takes.
-        label: (B,) float32.
+        row: what comes with the rows: label and weight (B,) float32, and of candidate sets scores (B, K, M).
+        mask: (B, 1, h, w) weights of the errors, or None for all 1.
         ids: of the rows.
     """
 
     latents: dict[str, Tensor]
     condition: dict[str, Tensor]
-    label: Tensor
+    row: dict[str, Tensor]
+    mask: Tensor | None
     ids: list[str]
 
 
-class PairRows:
-    """Pairs behind row numbers; columns are read at once, latents when asked for.
+class PreferenceRows:
+    """Preferences behind row numbers; columns are read at once, latents when asked for.
 
     Args:
-        preferences: pairs.
+        preferences: pairs, or candidate sets of K images each.
         latents: the filled cache.
-        sides: "chosen", "rejected" or both: what the objective needs.
+        sides: "chosen", "rejected" or both, or "candidate0" to "candidate<K - 1>": what the objective needs.
         flip: mirror rows whose draw is below 0.5.
-        prompt_drop: empty the prompt of rows whose draw is below it, for both sides.
+        prompt_drop: empty the prompt of rows whose draw is below it, for all images of the row.
+        metrics: which scores of candidate sets; empty for all that every row has, by name.
+        weights: what the rows weigh; 1 each by default.
+        masks: the pairs' damage masks at latent size, see ``damage_masks``.
         device: where batches go.
+
+    Raises:
+        DiffalignError: a row lacks a score, or candidate sets are not of one size.
     """
 
     def __init__(
@@ -63,39 +86,136 @@ class PairRows:
         sides: Sequence[str],
         flip: bool,
         prompt_drop: float,
+        metrics: Sequence[str] = (),
+        weights: WeightsConfig | None = None,
+        masks: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if preferences.form != "pair":
-            raise DiffalignError(f"expected pairs, got rows of form {preferences.form!r}")
         self._latents = latents
         self._sides = tuple(sides)
         self._flip, self._prompt_drop, self._device = flip, prompt_drop, device
-        self._ids, self._prompts, self._labels = preferences.ids(), preferences.prompts(), preferences.labels()
-        self._hashes = [dict(zip(("chosen", "rejected"), both, strict=True)) for both in preferences.image_hashes()]
+        self._ids, self._prompts, self._masks = preferences.ids(), preferences.prompts(), masks
+        self._row = {"weight": row_weights(preferences, weights)}
+        if preferences.form == "pair":
+            names: tuple[str, ...] = ("chosen", "rejected")
+            self._row["label"] = torch.tensor(preferences.labels())
+        else:
+            names = candidate_sides(candidate_count(preferences))
+            self._row["scores"] = score_tensor(preferences, metrics)
+        self._hashes = [dict(zip(names, row, strict=True)) for row in preferences.image_hashes()]
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def batch(self, rows: Sequence[int], draws: Draws) -> RowBatch:
         """The tensors of these rows under these draws."""
-        views: list[View] = ["flipped" if self._flip and draw < 0.5 else "plain" for draw in draws.flip.tolist()]
+        flipped = [self._flip and draw < 0.5 for draw in draws.flip.tolist()]
         latents = {}
         for side in self._sides:
             posteriors = [
-                self._latents.latents(self._hashes[row][side], view) for row, view in zip(rows, views, strict=True)
+                self._latents.latents(self._hashes[row][side], "flipped" if mirror else "plain")
+                for row, mirror in zip(rows, flipped, strict=True)
             ]
             whole = Posterior(torch.stack([p.mean for p in posteriors]), torch.stack([p.std for p in posteriors]))
             latents[side] = sample_posterior(whole, draws.posterior[side]).to(self._device)
         dropped = (draws.prompt_drop < self._prompt_drop).tolist()
         prompts = ["" if drop else self._prompts[row] for row, drop in zip(rows, dropped, strict=True)]
         embeds = [self._latents.prompt(prompt) for prompt in prompts]
-        condition = {key: torch.stack([one[key] for one in embeds]).to(self._device) for key in embeds[0]}
-        label = torch.tensor([self._labels[row] for row in rows], device=self._device)
-        return RowBatch(latents, condition, label, [self._ids[row] for row in rows])
+        return RowBatch(
+            latents=latents,
+            condition={key: torch.stack([one[key] for one in embeds]).to(self._device) for key in embeds[0]},
+            row={name: values[list(rows)].to(self._device) for name, values in self._row.items()},
+            mask=None if self._masks is None else self._mask(rows, flipped),
+            ids=[self._ids[row] for row in rows],
+        )
 
     def empty_condition(self) -> dict[str, Tensor]:
         """The empty prompt's, one row."""
         return {key: value[None].to(self._device) for key, value in self._latents.prompt("").items()}
+
+    def _mask(self, rows: Sequence[int], flipped: Sequence[bool]) -> Tensor:
+        assert self._masks is not None
+        masks = [
+            self._masks[row].flip(-1) if mirror else self._masks[row] for row, mirror in zip(rows, flipped, strict=True)
+        ]
+        return torch.stack(masks).to(self._device)
+
+
+def candidate_count(preferences: Preferences) -> int:
+    """K of candidate sets, the same in every row.
+
+    Raises:
+        DiffalignError: it differs, or a set is a single image.
+    """
+    counts = {len(hashes) for hashes in preferences.image_hashes()}
+    if len(counts) != 1 or min(counts) < 2:
+        raise DiffalignError(
+            "expected candidate sets of one size, at least 2 images each, to train on; the rows have "
+            f"{', '.join(map(str, sorted(counts)))}"
+        )
+    return counts.pop()
+
+
+def common_metrics(preferences: Preferences, metrics: Sequence[str] = ()) -> tuple[str, ...]:
+    """The scores that every candidate set has: those asked for, or all of them by name.
+
+    Args:
+        preferences: candidate sets.
+        metrics: names such as "pickscore", or whole identities as the rows hold them.
+
+    Raises:
+        DiffalignError: a row lacks one that is asked for (naming the nearest), or the rows have none in common.
+    """
+    rows = preferences.scores()
+    common = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
+    if not common:
+        raise DiffalignError("the candidate sets have no score in common: score them all by the same rewards")
+    return tuple(find_metric(metric, common) for metric in metrics) or tuple(common)
+
+
+def score_tensor(preferences: Preferences, metrics: Sequence[str] = ()) -> Tensor:
+    """(N, K, M) float32 scores of candidate sets; see ``common_metrics``."""
+    names = common_metrics(preferences, metrics)
+    return torch.tensor([[row[name] for name in names] for row in preferences.scores()]).transpose(1, 2).contiguous()
+
+
+def row_weights(preferences: Preferences, config: WeightsConfig | None) -> Tensor:
+    """(N,) float32 ``exp(score / temperature)`` of the chosen images over its mean; 1 without a config.
+
+    Raises:
+        DiffalignError: a row lacks the score.
+    """
+    if config is None:
+        return torch.ones(len(preferences))
+    rows = zip(preferences.ids(), preferences.scores(), strict=True)
+    chosen = [row[find_metric(config.metric, row, row=name)][0] for name, row in rows]
+    return (torch.tensor(chosen, dtype=torch.float64) / config.temperature).softmax(0).mul(len(chosen)).float()
+
+
+def damage_masks(preferences: Preferences, recipe: ResizeRecipe, shape: Sequence[int], outside_weight: float) -> Tensor:
+    """What the error at each place of a latent weighs: 1 where a pair's mask says damage, less outside.
+
+        w = m + outside_weight (1 - m),    m in [0, 1] the mask's share of a latent's pixel
+
+    Args:
+        preferences: N pairs. Without a mask, or where the crop has left nothing of it, every place weighs 1.
+        recipe: how their images are resized.
+        shape: (C, h, w) of a latent.
+        outside_weight: in [0, 1].
+
+    Returns:
+        (N, 1, h, w) float32.
+    """
+    _, height, width = shape
+    weights = torch.ones(len(preferences), 1, height, width)
+    for row, mask in enumerate(preferences.masks()):
+        if mask is None:
+            continue
+        pixels = to_tensor(recipe(mask.convert("RGB")))[None, :1].add(1).div(2)
+        damaged = torch.nn.functional.adaptive_avg_pool2d(pixels, (height, width)).clamp(0, 1)
+        if bool((damaged > 0).any()):
+            weights[row] = damaged[0] + outside_weight * (1 - damaged[0])
+    return weights
 
 
 class LiveLatents:
@@ -144,7 +264,6 @@ def open_cache(folder: str | Path, family: Family, *, resolution: int) -> Latent
 
 
 def data_hash(preferences: Preferences) -> str:
-    """What a resumed run must find unchanged: ids, prompts, labels and image hashes, in order."""
-    return content_hash(
-        preferences.ids(), preferences.prompts(), preferences.labels(), [list(h) for h in preferences.image_hashes()]
-    )
+    """What a resumed run must find unchanged: ids, prompts, labels or scores, and image hashes, in order."""
+    said = preferences.labels() if preferences.form == "pair" else [dict(row) for row in preferences.scores()]
+    return content_hash(preferences.ids(), preferences.prompts(), said, [list(h) for h in preferences.image_hashes()])

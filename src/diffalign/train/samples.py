@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from diffalign.core import torch_generator
-from diffalign.models import Family, RectifiedFlow
+from diffalign.models import Family, RectifiedFlow, VariancePreserving
 from diffalign.sample import initial_noise, sample_latents
 from diffalign.train.batches import NoisedBatch, noised
 from diffalign.train.config import SamplesConfig
 from diffalign.train.weights import Weights, assign
 
-__all__ = ["SampleSource"]
+__all__ = ["SampleSource", "noised_further"]
 
 
 class SampleSource:
@@ -54,7 +54,8 @@ class SampleSource:
 
         With state "trajectory" a row takes one random state of its own trajectory and what the sampling policy said
         there; the batch's timesteps are those states'. With "renoised" the finished sample is noised again at
-        ``timesteps``; the target is what the sampling policy says there, or the true noise.
+        ``timesteps``; the target is what the sampling policy says there, or the true noise. With "truncated" see
+        ``noised_further``.
 
         Args:
             step: of the optimiser.
@@ -82,7 +83,7 @@ class SampleSource:
                 negative_condition=negative,
                 **self._grid(family, step),
                 predict=predict,
-                keep_trajectory=config.state == "trajectory",
+                keep_trajectory=config.state != "renoised",
             )
         generators = [torch_generator("own sample state", self.seed, step, place) for place in places]
         if sampled.states is None or sampled.preds is None:
@@ -93,6 +94,9 @@ class SampleSource:
                 return again
             with torch.no_grad(), self.weights.active(self.behaviour) as predict:
                 return replace(again, target=predict(again.noisy, again.timesteps, condition).float())
+        if config.state == "truncated":
+            now = sampled.timesteps.to(device)[-1].expand(len(places))
+            return noised_further(family.process, sampled.states[-1], sampled.preds[-1], now, generators)
         chosen = torch.cat([torch.randint(config.num_steps, (1,), generator=g) for g in generators]).to(device)
         rows = torch.arange(len(places), device=device)
         return NoisedBatch(
@@ -107,10 +111,50 @@ class SampleSource:
         Departure from Diffusion-DRO's code, which draws the offset per sample: diffusers' solvers step a whole batch.
         """
         steps = self.config.num_steps
+        kept = (
+            self.config.truncate + 1 if self.config.state == "truncated" else steps
+        )  # the last one is not stepped from
         offset = float(torch.rand((), generator=torch_generator("grid offset", self.seed, step)))
         if not isinstance(family.process, RectifiedFlow):
             total = family.process.num_train_timesteps
-            return {"timesteps": [int((index + offset) * total / steps) for index in reversed(range(steps))]}
+            return {"timesteps": [int((index + offset) * total / steps) for index in reversed(range(steps))][:kept]}
         if self.config.state == "renoised":  # the finished sample alone is used: the solver's own grid ends best
             return {}
-        return {"sigmas": [(index + 1 - offset) / steps for index in reversed(range(steps))]}
+        return {"sigmas": [(index + 1 - offset) / steps for index in reversed(range(steps))][:kept]}
+
+
+def noised_further(
+    process: VariancePreserving | RectifiedFlow,
+    states: Tensor,
+    preds: Tensor,
+    timesteps: Tensor,
+    generators: Sequence[torch.Generator],
+) -> NoisedBatch:
+    """States of a trajectory noised on to a later timestep, with the clean image seen at the state as target.
+
+        x_s = (a_s / a_t) x_t + sqrt(b_s^2 - b_t^2 a_s^2 / a_t^2) e,    s uniform in (t, T),    target from x0(x_t)
+
+    Args:
+        process: of the model.
+        states: (B, C, h, w) x_t.
+        preds: (B, C, h, w) what was predicted there.
+        timesteps: (B,) t.
+        generators: one per row, for s and e.
+
+    Source:
+        Self-NPO 2025, arXiv 2505.11777. The paper's form: trajectories begin at noise. The authors' code begins at
+        noised real images, weighs errors of x0 by a pseudo-Huber loss, and has an average of the policy as sampler.
+    """
+    clean = process.to_x0(preds, states, timesteps)
+    drawn = torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(states.device)
+    noise = torch.stack([torch.randn(tuple(states.shape[1:]), generator=generator) for generator in generators])
+    if isinstance(process, RectifiedFlow):
+        later = timesteps + drawn * (process.num_train_timesteps - timesteps)
+    else:
+        later = timesteps + 1 + (drawn * (process.num_train_timesteps - 1 - timesteps)).long()
+        later = later.clamp(max=process.num_train_timesteps - 1)
+    a, b = (level.to(states.device).view(-1, 1, 1, 1) for level in process.levels(timesteps))
+    to_a, to_b = (level.to(states.device).view(-1, 1, 1, 1) for level in process.levels(later))
+    share = to_a / a
+    noisy = share * states + (to_b.square() - (share * b).square()).clamp_min(0).sqrt() * noise.to(states.device)
+    return NoisedBatch(noisy=noisy, target=process.from_x0(clean, noisy, later), timesteps=later)

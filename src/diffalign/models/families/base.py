@@ -144,13 +144,18 @@ class Family:
         """Shape of what ``encode_prompts`` gives for one prompt, from the configs alone."""
         raise NotImplementedError
 
-    def move_encoders(self, device: str | torch.device) -> None:
-        """Moves autoencoder and text encoders alone, in place: off the accelerator while only the denoiser is needed.
+    def move_encoders(self, device: str | torch.device, *, vae: bool = True) -> None:
+        """Moves text encoders and autoencoder alone, in place: off the accelerator while only the denoiser is needed.
 
         Encoding and decoding want them on the denoiser's device again.
+
+        Args:
+            device: where to.
+            vae: move the autoencoder too; without it, images can still be decoded.
         """
+        stay = (self.denoiser,) if vae else (self.denoiser, self.vae)
         for component in self._pipeline.components.values():
-            if isinstance(component, nn.Module) and component is not self.denoiser:
+            if isinstance(component, nn.Module) and not any(component is one for one in stay):
                 component.to(device)
 
     @torch.no_grad()
