@@ -1,9 +1,9 @@
 """Every offline objective at one strength: real against degraded images, and own samples that tiny-clip has ranked.
 
-All start at tiny-sd, take the same steps of as many images over the same data, and those with a beta get the one at
-which a trial's rows have lost the same part of their gradient (``beta: auto``, found once, with the first seed). The
-learning rate is chosen for Diffusion-DPO by tiny-clip on validation prompts. tiny-judge on held-out prompts and crops
-reports; the unit of the intervals is the training seed.
+All start at tiny-sd, take the same steps of 16 pairs or 4 sets of 8 over the same data, and those with a beta get the
+one at which a trial's rows have changed the same part of their gradient (``beta: auto``, found once, with the first
+seed). The learning rate is chosen for Diffusion-DPO by tiny-clip on validation prompts. tiny-judge on held-out prompts
+and crops reports; the unit of the intervals is the training seed.
 
     python scripts/demo/full.py                                    # makes the pairs of real against degraded images
     python scripts/findings/objectives.py --rates 0.0005 0.002     # validation: what each learning rate gives
@@ -37,7 +37,7 @@ from diffalign.types import CandidateSet, Provenance
 
 CHOOSER = "tiny-clip"
 RULE = LabelRule(metrics=(CHOOSER,), temperatures=(2.0,), min_gaps=(0.5,))
-IMAGES = 32  # of a step: 16 pairs, or 4 sets of 8
+IMAGES = 32  # of the rows of a step: 16 pairs, or 4 sets of 8
 SET_SIZE = 8
 STEPS, TRIAL, FACTOR = 60, 40, 0.6
 RATE = 1e-3  # by --rates
@@ -128,10 +128,12 @@ def run_one(arguments: argparse.Namespace, kind: str, seed: int, name: str) -> N
     """Train, unless it has been, and sample; an objective that cannot be brought to the strength is written down."""
     folder = arguments.out / kind / f"seed{seed}"
     draw_images(folder, "held_out", "base", None)
+    failed = folder / "failed" / f"{name}.json"
+    failed.unlink(missing_ok=True)
     try:
         weights = fit(arguments, kind, seed, name, folder / "train" / name)
     except (DiffalignError, FloatingPointError) as error:
-        write_json(folder / "failed" / f"{name}.json", str(error))
+        write_json(failed, str(error))
         return
     draw_images(folder, "held_out", name, weights)
 
@@ -264,6 +266,9 @@ def pool(folder: Path) -> dict[str, Any]:
         for name in models:
             for metric in METRICS:
                 gains[name][metric].append(models[name][metric]["mean"] - models["base"][metric]["mean"])
+                if "DPO" in models:
+                    lead = models[name][metric]["mean"] - models["DPO"][metric]["mean"]
+                    gains[name][f"{metric} minus DPO"].append(lead)
     return {
         name: {metric: interval(values) for metric, values in gains[name].items()}
         | logged(folder, name)
@@ -274,19 +279,19 @@ def pool(folder: Path) -> dict[str, Any]:
 
 
 def logged(folder: Path, name: str) -> dict[str, Any]:
-    """Of the logs: images per second, beta, accuracy and errors over the last quarter, alarms."""
+    """Of the logs: seconds per step, beta, accuracy and errors over the last quarter, alarms."""
     runs = [list(read_jsonl(file)) for file in sorted(folder.glob(f"seed*/train/{name}/metrics.jsonl"))]
     late = [row for rows in runs for row in rows[-len(rows) // 4 :]]
-    per_row = SET_SIZE if name in SETS else 2
     beta = folder / "seed0" / "train" / name / "beta.json"
     found: dict[str, Any] = {
         key: sum(row[key] for row in late) / len(late)
         for key in ("accuracy", "chosen_excess", "rejected_excess")
         if key in late[0]
     }
-    rates = sorted(row["rows_per_second"] * per_row for rows in runs for row in rows)
+    rows_per_step = IMAGES // (SET_SIZE if name in SETS else 2)
+    seconds = sorted(rows_per_step / row["rows_per_second"] for rows in runs for row in rows)
     return found | {
-        "images_per_second": rates[len(rates) // 2],
+        "seconds_per_step": seconds[len(seconds) // 2],
         "beta": read_json(beta)["beta"] if beta.exists() else None,
         "alarms": sorted({alarm for rows in runs for row in rows for alarm in row.get("alarms", [])}),
     }
@@ -301,22 +306,27 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Gains over the base in Markdown."""
+    """Gains over the base in Markdown, those in realism and KID also less those of Diffusion-DPO of the same seed."""
     lines = [
-        "| Objective | seeds | beta | realism | KID | diversity | subject | tiny-clip | in order | images/s | alarms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Objective | beta | realism | less DPO's | KID | less DPO's | diversity | in order | s/step | alarm |",
+        "|---" * 10 + "|",
     ]
     for name, one in found.items():
-        cells = [f"{one[key]['mean']:+.2f} ({one[key]['low']:+.2f} to {one[key]['high']:+.2f})"
-                 for key in ("realism", "kid", "diversity")]  # fmt: skip
-        cells += [f"{one[key]['mean']:+.2f}" for key in ("subject_accuracy", "choice")]
+        keys = ("realism", "realism minus DPO", "kid", "kid minus DPO", "diversity")
+        cells = [cell(one[key]) if key in one else "-" for key in keys]
         beta = "-" if one["beta"] is None else f"{one['beta']:.3g}"
         accuracy = f"{one['accuracy']:.2f}" if "accuracy" in one else "-"
         lines.append(
-            f"| {name} | {one['seeds']} | {beta} | {' | '.join(cells)} | {accuracy} | {one['images_per_second']:.0f} | "
+            f"| {name} | {beta} | {' | '.join(cells)} | {accuracy} | {one['seconds_per_step']:.2f} | "
             f"{', '.join(one['alarms']) or '-'} |"
         )
-    return "\n".join(lines) + "\n"
+    seeds = sorted({one["seeds"] for one in found.values()})
+    return "\n".join(lines) + f"\n\nTraining seeds: {', '.join(map(str, seeds))}\n"
+
+
+def cell(one: Mapping[str, float]) -> str:
+    """A mean with its interval."""
+    return f"{one['mean']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
 
 
 def draw(pooled: Mapping[str, Any], path: Path) -> None:

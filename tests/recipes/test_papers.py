@@ -56,7 +56,7 @@ NUMBERS: list[tuple[str, int, dict[str, Any]]] = [
                                "optimizer.learning_rate": 5e-6, "optimizer.warmup_steps": 0, "prompt_drop": 0}),
     ("diffusion_npo_sdxl", 0, {"settings.beta": 2 * 2000, "lora.rank": 8, "num_steps": 2000, "batch_size": 60}),
     ("self_npo_sd15", 0, {"optimizer.learning_rate": 1e-6, "optimizer.weight_decay": 1e-3, "batch_size": 20,
-                          "num_steps": 1000, "samples.truncate": 5, "samples.num_steps": 25, "ema.decay": 0.999,
+                          "num_steps": 1000, "samples.truncate": 0, "samples.num_steps": 25, "ema.decay": 0.999,
                           "samples.guidance_scale": 1 + -1, "samples.state": "truncated"}),
     ("self_npo_sdxl", 0, {"optimizer.learning_rate": 1e-7, "optimizer.weight_decay": 0, "batch_size": 10,
                           "samples.guidance_scale": 1 + -5}),

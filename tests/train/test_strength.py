@@ -50,10 +50,10 @@ def test_what_has_no_such_beta_is_told() -> None:
         solve_beta(get_objective("diffusion_dpo"), {}, [batch(0.0)], 0.6)
     with pytest.raises(DiffalignError, match="'dspo' has no gradient at policy = reference"):
         outputs = {name: torch.zeros(4, 4, 2, 2) for name in ("chosen_pred", "ref_chosen_pred", "chosen_target")}
-        solve_beta(get_objective("dspo"), {}, [batch(0.001) | outputs], 0.6)
+        refuse_auto(get_objective("dspo"), {}, batch(0.001) | outputs)
     for name in ("sft", "mapo", "gated_sft"):
         with pytest.raises(DiffalignError, match="needs an objective with beta and with reference errors"):
-            refuse_auto(get_objective(name), {})
+            refuse_auto(get_objective(name), {}, batch(0.0))
 
 
 def test_a_run_finds_its_beta_once_and_trains_as_if_it_had_been_written(

@@ -7,8 +7,8 @@ from diffalign.objectives.margins import require_positive
 __all__ = ["LOGISTIC", "beta_elsewhere"]
 
 LOGISTIC = (
-    "cdpo", "cw_dpo", "diffusion_dpo", "diffusion_npo", "dmpo", "hinge", "rank_dpo", "sdpo", "sdpo_batch", "smpo",
-    "soft_dpo",
+    "cdpo", "cw_dpo", "diffusion_dpo", "diffusion_npo", "dmpo", "hinge", "lambda_listwise", "rank_dpo", "sdpo",
+    "sdpo_batch", "smpo", "soft_dpo",
 )  # fmt: skip
 """Objectives of ``z = beta/2 (d_w - d_l)``, d the reference's error minus the policy's, errors means over elements."""
 
@@ -35,6 +35,7 @@ def beta_elsewhere(beta: float, *, num_elements: int) -> dict[str, float]:
     require_positive(beta=beta, num_elements=num_elements)
     return {
         "Diffusion-DPO": beta,
+        "DGPO with two images": beta,
         "diffusers and Diffusion-NPO": beta / 2,
         "hinge margin": 2 / beta,
         "summed errors": beta / (2 * num_elements),

@@ -32,10 +32,10 @@ def lambda_listwise_sd15(data: str, model: str = SD15) -> Plan:
                 objective="lambda_listwise",
                 settings={
                     "beta": 2000.0,  # [not stated] as Diffusion-DPO
-                    "metric_weights": [1 / 3, 1 / 3, 1 / 3],  # [not stated] lambda, scores in order of name
+                    "metric_weights": [1 / 3, 1 / 3, 1 / 3],  # [not stated] lambda, equal
                     "temperatures": [0.01, 1.0, 1.0],  # [not stated] the scale on which each reward was fitted to votes
                 },
-                metrics=(),  # [not stated] all that every row has
+                metrics=("hpsv2.1", "image_reward", "pickscore"),  # [not stated]
             ),
         )
     )

@@ -3,8 +3,9 @@
 Source: arXiv 2505.11777: [paper] marks settings of the paper, [code] of the authors' release, [not stated] our choice.
 Its guidance adds to the conditional prediction, g_self = -1 and -5; here a scale of 1 is off, so they are 0 and -4.
 
-Departures: trajectories begin at noise, as in the paper, where the release begins at noised photographs; squared error
-in the network's own target, where the release has a pseudo-Huber error of x0; a copy of the policy samples, where the
+Departures: trajectories begin at noise, as in the paper, where the release begins at noised photographs of any level
+and takes K = 5 steps; so that all levels are met here too, they are broken off after a random number of steps. Squared
+error in the network's own target, where the release has a pseudo-Huber error of x0; a copy of the policy samples, where the
 release samples from its average; AdamW, where the release has the 8-bit form.
 """
 
@@ -41,7 +42,7 @@ def self_npo_sd15(data: str, model: str = SD15) -> Plan:
                 samples=SamplesConfig(
                     state="truncated",  # [paper]
                     num_steps=25,  # [code] of the DDIM grid
-                    truncate=5,  # [paper] K
+                    truncate=0,  # [not stated] a random number: K = 5 of 25 would meet the noisiest levels alone
                     guidance_scale=0.0,  # [code] g_self = -1: the empty prompt alone
                     refresh_every=500,  # [not stated] lags behind the policy about as the average of the release does
                 ),

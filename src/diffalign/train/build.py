@@ -127,6 +127,8 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
         device=accelerator.device,
     )
     hashes = {"data": data_hash(preferences), "base model": family.revision}
+    if rows.masks is not None:
+        hashes["masks"] = tensors_hash({"masks": rows.masks})
     if config.weights is not None:
         hashes["weights"] = content_hash(row_weights(preferences, config.weights).tolist())
     if config.start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,13 +43,14 @@ def check(config: TrainConfig) -> ObjectiveSpec:
             f"objective {spec.name!r} compares the rows of a batch: set micro_batch_size to batch_size "
             f"({config.batch_size})"
         )
-    if has_auto_beta(config):
-        refuse_auto(spec, config.settings)
     compute = spec.bind(config.settings | ({"beta": 1.0} if has_auto_beta(config) else {}))
     try:
         compute({name: _example(name, preferences, config) for name in spec.inputs})
     except (TypeError, ValueError) as error:
         raise DiffalignError(f"objective {spec.name!r} with {config.settings}: {error}") from error
+    if has_auto_beta(config):
+        refuse_auto(spec, config.settings, {name: _example(name, preferences, config) for name in spec.inputs})
+    decided_rows(preferences, spec)
     _check_rows(config, spec, needs, preferences)
     _check_start(config)
     check_validation(config)
@@ -147,11 +149,23 @@ def usable_rows(preferences: Preferences, spec: ObjectiveSpec) -> Preferences:
     Raises:
         DiffalignError: such an objective, and a label says that the rejected image is better; or nothing is left.
     """
-    if takes_candidates(spec) or preferences.form != "pair":
+    kept = decided_rows(preferences, spec)
+    if len(kept) == len(preferences):
         return preferences
+    ties = len(preferences) - len(kept)
+    warn(f"{ties} of {len(preferences)} rows are ties and left out: {spec.name} does not look at labels")
+    return preferences.select(kept)
+
+
+def decided_rows(preferences: Preferences, spec: ObjectiveSpec) -> Sequence[int]:
+    """The rows whose label says what an objective takes for granted; all of them where it looks at labels itself.
+
+    Raises:
+        DiffalignError: see ``usable_rows``.
+    """
     needs = needs_of(spec)
-    if "label" in needs.row or "rejected" not in needs.sides:
-        return preferences
+    if takes_candidates(spec) or "label" in needs.row or not {"chosen", "rejected"} & set(needs.sides):
+        return range(len(preferences))
     labels = preferences.labels()
     swapped = sum(label < 0.5 for label in labels)
     if swapped:
@@ -160,12 +174,9 @@ def usable_rows(preferences: Preferences, spec: ObjectiveSpec) -> Preferences:
             "swap the images of those rows"
         )
     kept = [row for row, label in enumerate(labels) if label > 0.5]
-    if len(kept) == len(labels):
-        return preferences
     if not kept:
         raise DiffalignError(f"objective {spec.name!r} learns nothing from ties, and every row is one")
-    warn(f"{len(labels) - len(kept)} of {len(labels)} rows are ties and left out: {spec.name} does not look at labels")
-    return preferences.select(kept)
+    return kept
 
 
 def reference_path(config: TrainConfig) -> str:

@@ -67,7 +67,9 @@ class SamplesConfig(Config):
         "noised further, whose target is the clean image that was seen there",
         source="Diffusion-DRO",
     )
-    truncate: int = setting(5, "truncated: steps of num_steps that are taken", unit="steps", ge=1, source="Self-NPO")
+    truncate: int = setting(
+        5, "truncated: steps of num_steps that are taken; 0 for a random number", unit="steps", ge=0, source="Self-NPO"
+    )
     target: Literal["prediction", "noise"] = setting(
         "prediction", "score against the sampling policy's own output, or the true noise", source="Diffusion-DRO"
     )
@@ -112,7 +114,10 @@ class StrengthConfig(Config):
     """How ``beta: auto`` is found: a few steps are taken, beta is solved for, and the run begins anew with it."""
 
     gradient_factor: float = setting(
-        0.6, "how much of their gradient at policy = reference rows have after those steps; see training.md", gt=0, lt=1
+        0.6,
+        "share of the rows' gradients that after those steps is as at policy = reference; see training.md",
+        gt=0,
+        lt=1,
     )
     num_steps: int = setting(20, "optimiser steps of the trial", ge=2)
 

@@ -108,7 +108,7 @@ def _passes_without_gradient(config: TrainConfig, needs: Needs) -> float:
         branches = 1 if config.samples.guidance_scale == 1 else 2
         scored_by_the_policy = config.samples.state == "renoised" and config.samples.target == "prediction"
         truncated = config.samples.state == "truncated"
-        calls = config.samples.truncate + 1 if truncated else config.samples.num_steps
+        calls = (config.samples.truncate or config.samples.num_steps / 2) + 1 if truncated else config.samples.num_steps
         passes += calls * branches + scored_by_the_policy
     return passes / len(needs.policy)
 

@@ -105,10 +105,10 @@ def _refuse_lost_start(number: int, stage: TrainConfig) -> None:
     if is_denoiser(stage.start):
         raise DiffalignError(
             f"stage {number} trains a LoRA on the denoiser in {stage.start}, and the stage after it would put that "
-            f"LoRA on {stage.model} itself: save a pipeline with this denoiser and set model to its folder in all stages"
+            f"LoRA on {stage.model} itself: save a pipeline with this denoiser, and set model to it in every stage"
         )
     if stage.start_as != "continue":
         raise DiffalignError(
             f"stage {number} trains a LoRA beside {stage.start}, and the stage after it would go on without that one: "
-            "set start_as to continue, or save a pipeline with it fused and set model to its folder in every stage"
+            "set start_as to continue, or save a pipeline with it fused, and set model to that in every stage"
         )

@@ -94,7 +94,7 @@ class PreferenceRows:
         self._latents = latents
         self._sides = tuple(sides)
         self._flip, self._prompt_drop, self._device = flip, prompt_drop, device
-        self._ids, self._prompts, self._masks = preferences.ids(), preferences.prompts(), masks
+        self._ids, self._prompts, self.masks = preferences.ids(), preferences.prompts(), masks
         self._row = {"weight": row_weights(preferences, weights)}
         if preferences.form == "pair":
             names: tuple[str, ...] = ("chosen", "rejected")
@@ -125,7 +125,7 @@ class PreferenceRows:
             latents=latents,
             condition={key: torch.stack([one[key] for one in embeds]).to(self._device) for key in embeds[0]},
             row={name: values[list(rows)].to(self._device) for name, values in self._row.items()},
-            mask=None if self._masks is None else self._mask(rows, flipped),
+            mask=None if self.masks is None else self._mask(rows, flipped),
             ids=[self._ids[row] for row in rows],
         )
 
@@ -134,9 +134,9 @@ class PreferenceRows:
         return {key: value[None].to(self._device) for key, value in self._latents.prompt("").items()}
 
     def _mask(self, rows: Sequence[int], flipped: Sequence[bool]) -> Tensor:
-        assert self._masks is not None
+        assert self.masks is not None
         masks = [
-            self._masks[row].flip(-1) if mirror else self._masks[row] for row, mirror in zip(rows, flipped, strict=True)
+            self.masks[row].flip(-1) if mirror else self.masks[row] for row, mirror in zip(rows, flipped, strict=True)
         ]
         return torch.stack(masks).to(self._device)
 

@@ -111,9 +111,11 @@ class SampleSource:
         Departure from Diffusion-DRO's code, which draws the offset per sample: diffusers' solvers step a whole batch.
         """
         steps = self.config.num_steps
-        kept = (
-            self.config.truncate + 1 if self.config.state == "truncated" else steps
-        )  # the last one is not stepped from
+        kept = steps
+        if self.config.state == "truncated":
+            generator = torch_generator("truncate", self.seed, step)
+            taken = self.config.truncate or int(torch.randint(1, steps, (1,), generator=generator))
+            kept = taken + 1  # the last state is looked at, and not stepped from
         offset = float(torch.rand((), generator=torch_generator("grid offset", self.seed, step)))
         if not isinstance(family.process, RectifiedFlow):
             total = family.process.num_train_timesteps

@@ -28,8 +28,13 @@ def has_auto_beta(config: TrainConfig) -> bool:
     return config.settings.get("beta") == AUTO
 
 
-def refuse_auto(spec: ObjectiveSpec, settings: Mapping[str, Any]) -> None:
+def refuse_auto(spec: ObjectiveSpec, settings: Mapping[str, Any], example: Quantities) -> None:
     """Check that the size of an objective's gradient says how strong its beta is.
+
+    Args:
+        spec: the objective.
+        settings: of it.
+        example: quantities of some rows.
 
     Raises:
         DiffalignError: it has no beta, no reference errors, or no gradient in the errors at policy = reference.
@@ -39,17 +44,19 @@ def refuse_auto(spec: ObjectiveSpec, settings: Mapping[str, Any]) -> None:
         raise DiffalignError(
             f"beta auto needs an objective with beta and with reference errors; {spec.name!r} is none: set a number"
         )
+    gradient_factor(spec, settings, 1.0, [example])
 
 
 def gradient_factor(
     spec: ObjectiveSpec, settings: Mapping[str, Any], beta: float, batches: Sequence[Quantities]
 ) -> float:
-    """How much of their gradient at policy = reference rows still have.
+    """How much of the rows' gradients is as it was at policy = reference.
 
         factor = 1 - sum_i | g_i - g_i(ref) | / sum_i g_i(ref),    g_i = |dL_i / de_i| in the policy's errors
 
     For Diffusion-DPO it is twice the mean of sigmoid(-|z|), from 1 at the start towards 0. The margin's size counts and
-    not its sign, since on rows that were never seen the sign is nearly chance.
+    not its sign, since on rows that were never seen the sign is nearly chance. Objectives whose gradient changes on one
+    side alone, such as the hinge, need larger margins for the same factor, those with soft labels smaller ones.
 
     Args:
         spec: the objective.

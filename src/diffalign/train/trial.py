@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffalign.core import get_console, progress, read_json, write_json
@@ -22,10 +23,17 @@ __all__ = ["find_beta", "tell_beta"]
 
 
 def find_beta(config: TrainConfig, accelerator: Accelerator, folder: Path, latents: Path) -> float:
-    """The beta of an earlier start of this run, or that of a trial, from the rows of its last quarter."""
+    """The beta of an earlier start of this run, or that of a trial, from the rows of its last quarter.
+
+    The trial has no warm-up: it would end before the rate of the run is reached.
+    """
     path, wanted = folder / "beta.json", config.strength
     if not path.exists():
-        run = build_run(config.replace(settings=config.settings | {"beta": 1.0}), accelerator, latents)
+        trial = config.replace(
+            settings=config.settings | {"beta": 1.0},
+            optimizer=config.optimizer.replace(warmup_steps=0, schedule="constant"),
+        )
+        run = build_run(trial, accelerator, latents)
         wrap(run)
         spec, compute, batches = get_objective(config.objective), run.compute, list[dict[str, Tensor]]()
 
@@ -39,6 +47,10 @@ def find_beta(config: TrainConfig, accelerator: Accelerator, folder: Path, laten
                     run.compute = keep
                 if take_step(run, step, asked_to_stop)[1]:
                     raise KeyboardInterrupt
+        if accelerator.num_processes > 1:
+            batches = gather_object(batches)
+        del run
+        accelerator.free_memory()
         if accelerator.is_main_process:
             beta, factor = solve_beta(spec, config.settings, batches, wanted.gradient_factor)
             write_json(path, {"beta": beta, "gradient_factor": factor, "objective": spec.name})
