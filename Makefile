@@ -25,7 +25,7 @@ demo-full: $(STAMP)  ## The demo over five training seeds: an hour or two; goes 
 	$(OFFLINE) $(BIN)/python scripts/demo/full.py --out runs/full
 
 test: $(STAMP)  ## Run the tests that take seconds
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(PYTEST_ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests that take minutes
 	$(OFFLINE) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -69,6 +69,11 @@ def test_python_runs(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", with_code("bash"), ids=name)
+LONG = ("quickstart.md", "curation.md", "demo.md")  # their commands are much like README's
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page.name in LONG)) for page in with_code("bash")], ids=name
+)
 def test_commands_run(page: Path, workplace: Path) -> None:
     run_commands(blocks(page, "bash"), workplace)

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SHORT = {"num_photos": 24, "num_pairs": 16, "min_gap": 0, "num_fit_steps": 4, "num_pair_steps": 2, "num_prompts": 10,
          "num_steps": 2, "batch_size": 8, "shown_scales": "[0, 2]"}  # fmt: skip
 
@@ -28,6 +30,7 @@ def results(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("seconds", "parts", "versions")}
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_gives_the_results_of_one_that_was_not(tmp_path: Path) -> None:
     began = time.monotonic()
     out, errors = start(tmp_path / "whole").communicate()

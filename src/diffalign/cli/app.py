@@ -18,6 +18,7 @@ from diffalign.cli.env import env
 from diffalign.cli.generate_candidates import generate_candidates
 from diffalign.cli.inspect import inspect
 from diffalign.cli.label import label
+from diffalign.cli.merge import merge
 from diffalign.cli.recipes import recipes
 from diffalign.cli.sample import sample
 from diffalign.cli.score import score
@@ -91,6 +92,7 @@ app.command("env")(env)
 app.command("generate-candidates")(generate_candidates)
 app.command("inspect")(inspect)
 app.command("label")(label)
+app.command("merge")(merge)
 app.command("recipes")(recipes)
 app.command("train")(train)
 app.command("sample")(sample)

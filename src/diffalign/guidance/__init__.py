@@ -3,7 +3,46 @@
 from __future__ import annotations
 
 from diffalign.guidance.attaching import attach
-from diffalign.guidance.contract import BASE, Guide
-from diffalign.guidance.contrastive import Contrastive, contrastive
+from diffalign.guidance.chats import CHATS, chats, chats_text
+from diffalign.guidance.composed import Composed, compose
+from diffalign.guidance.contract import BASE, BASE_ALONE, Guide, HoldingGuide, Pass, Site
+from diffalign.guidance.contrastive import Contrastive, PlusMinus, Weighted, contrastive, weighted
+from diffalign.guidance.diffusion_npo import DiffusionNPO, diffusion_npo
+from diffalign.guidance.guider import PreferenceGuider
+from diffalign.guidance.merging import MergeReport, merge, merge_error
+from diffalign.guidance.nag import NAG, nag
+from diffalign.guidance.pgd import PGD, pgd
+from diffalign.guidance.strength import PreferenceGuide, capped_scale, scheduled
 
-__all__ = ["BASE", "Contrastive", "Guide", "attach", "contrastive"]
+__all__ = [
+    "BASE",
+    "BASE_ALONE",
+    "CHATS",
+    "NAG",
+    "PGD",
+    "Composed",
+    "Contrastive",
+    "DiffusionNPO",
+    "Guide",
+    "HoldingGuide",
+    "MergeReport",
+    "Pass",
+    "PlusMinus",
+    "PreferenceGuide",
+    "PreferenceGuider",
+    "Site",
+    "Weighted",
+    "attach",
+    "capped_scale",
+    "chats",
+    "chats_text",
+    "compose",
+    "contrastive",
+    "diffusion_npo",
+    "merge",
+    "merge_error",
+    "nag",
+    "pgd",
+    "scheduled",
+    "weighted",
+]

@@ -3,80 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffalign.core import DiffalignError
-from diffalign.guidance.contract import BASE, Guide
-from diffalign.models import adapter_names, load_adapter, remove_adapter, using
+from diffalign.guidance.branches import TextRows
+from diffalign.guidance.contract import Guide, Site
+from diffalign.guidance.running import GuidedForward, Packed, Refresh
+from diffalign.models import RowSwitch, adapter_names, is_denoiser, load_adapter, remove_adapter, row_adapters
 
 __all__ = ["attach"]
 
 Pipeline = TypeVar("Pipeline")
 
 _PREFIX = "guide_"  # of the adapters' names on the denoiser
+_GUIDED = "_diffalign_guided"  # on the denoiser while a guide is on it
 
 
 @contextmanager
-def attach(pipeline: Pipeline, guide: Guide) -> Iterator[Pipeline]:
+def attach(
+    pipeline: Pipeline,
+    guide: Guide,
+    *,
+    packed: Packed = "auto",
+    refresh_every: int | None = None,
+    refresh_above: float | None = None,
+    text_rows: TextRows = "auto",
+) -> Iterator[Pipeline]:
     """Inside the block the pipeline's denoiser predicts as the guide says; the pipeline's own code runs unchanged.
 
-    Schedulers, text guidance, batches and callbacks work as they do. LoRAs that were loaded before stay on in every
-    pass. At the end, also after an exception, everything is as it was.
+    Schedulers, text guidance, batches, several images per prompt and callbacks work as they do. LoRAs that were loaded
+    before, and adapters that are on, stay on in every pass. At the end, also after an exception, everything is as it
+    was.
 
     Args:
         pipeline: any diffusers pipeline with a ``unet`` or a ``transformer``.
-        guide: such as ``Contrastive``.
+        guide: such as ``Contrastive``; ``compose`` joins several.
+        packed: True computes the rows of all passes in one forward, each under its own adapters, exact to rounding;
+            False computes one pass after the other. "auto" packs up to 24 rows (cPGD with text guidance: four images),
+            but never a compiled denoiser, which would be compiled anew for every number of rows.
+        refresh_every: hold the guide's difference over so many evaluations of the denoiser; None or 1 does not.
+        refresh_above: hold it until the prediction it is added to has changed by more than this share (2-norm over the
+            batch). With both, whichever comes first. A new run never starts with a held one.
+        text_rows: how guides that look at one text branch know its rows. "auto" asks the pipeline, while it is called.
+            Where something else calls the denoiser: "uncond_cond" for batches whose first half is unconditional, "cond"
+            without text guidance.
 
     Yields:
         The same pipeline.
 
     Raises:
-        DiffalignError: no such denoiser, a guide is on it already, or a LoRA does not fit.
+        DiffalignError: no such denoiser, a guide is on it already, a LoRA does not fit, or a setting does not.
 
     Example:
         ``with attach(pipe, Contrastive(positive="runs/pos", negative="runs/neg", scale=4.0)): pipe("a corgi's head")``
     """
+    refresh = Refresh(every=refresh_every, above=refresh_above)
+    if refresh.holds and not guide.held:
+        raise DiffalignError(f"{type(guide).__name__} adds no difference that could be held: leave refresh_* out")
     prefix, denoiser = _denoiser_of(pipeline)
-    if any(name.startswith(_PREFIX) for name in adapter_names(denoiser)):
-        raise DiffalignError("expected a denoiser without a guide: leave the block of the one that is on it first")
-    loaded: dict[str, str] = {}
-    before = vars(denoiser).get("forward")  # a wrapper that is there already, such as offloading's, stays inside
-    try:
-        for role, path in guide.adapters.items():
-            load_adapter(denoiser, path, _PREFIX + role, prefix=prefix)
-            loaded[role] = _PREFIX + role
-        if loaded:
-            denoiser.forward = _guided(denoiser, guide, loaded)
+    network: nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # inside what torch.compile returned
+    if vars(network).get(_GUIDED):
+        raise DiffalignError(
+            "expected a denoiser without a guide: leave the block of the one that is on it first, or join both with "
+            "compose()"
+        )
+    compiled = network is not denoiser or any(module._compiled_call_impl for module in network.modules())
+    if compiled and packed is True:
+        raise DiffalignError("packed rows do not work with a compiled denoiser: use packed=False")
+    with ExitStack() as stack:
+        setattr(network, _GUIDED, True)
+        stack.callback(delattr, network, _GUIDED)
+        site = Site(pipeline, network, _load(stack, network, guide, prefix), compiled=compiled)
+        stack.enter_context(guide.hooked(site))
+        if site.adapters or guide.needs_branches:
+            switch: RowSwitch | None = None
+            if packed and site.adapters and not compiled:
+                switch = stack.enter_context(row_adapters(network))
+            name = "forward" if denoiser._compiled_call_impl is None else "_compiled_call_impl"
+            forward = GuidedForward(
+                getattr(denoiser, name),
+                guide,
+                site,
+                switch=switch,
+                packed=packed,
+                refresh=refresh,
+                text_rows=text_rows,
+            )
+            stack.enter_context(_replaced(denoiser, name, forward))
         yield pipeline
+
+
+def _load(stack: ExitStack, network: nn.Module, guide: Guide, prefix: str) -> dict[str, str]:
+    """Role -> name of its adapter; each is removed when the stack is."""
+    if guide.adapters and any(parameter.is_meta for parameter in network.parameters()):
+        raise DiffalignError(
+            "the denoiser's weights are offloaded layer by layer, where LoRAs cannot be added: use "
+            "enable_model_cpu_offload instead of enable_sequential_cpu_offload, or attach before it"
+        )
+    loaded = {}
+    for role, path in guide.adapters.items():
+        name = _PREFIX + role
+        if is_denoiser(path):
+            raise DiffalignError(
+                f"{path} holds a whole denoiser, and guides take LoRAs on one network: train the module as a LoRA "
+                "(--set stages.0.train=lora), or merge it with diffalign merge"
+            )
+        load_adapter(network, path, name, prefix=prefix)
+        stack.callback(_unload, network, name)
+        loaded[role] = name
+    return loaded
+
+
+def _unload(network: nn.Module, name: str) -> None:
+    if name in adapter_names(network):
+        remove_adapter(network, name)
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Inside the block the module's own attribute is another; what was there, such as offloading's, comes back."""
+    had, before = name in vars(module), vars(module).get(name)
+    setattr(module, name, value)
+    try:
+        yield
     finally:
-        if loaded:
-            vars(denoiser).pop("forward", None)
-        if before is not None:
-            denoiser.forward = before
-        for name in loaded.values():
-            remove_adapter(denoiser, name)
-
-
-def _guided(denoiser: nn.Module, guide: Guide, adapters: dict[str, str]) -> Any:
-    forward = denoiser.forward
-
-    def guided(*args: Any, **kwargs: Any) -> Any:
-        outputs = {}
-        for role, adapter in {BASE: None, **adapters}.items():
-            with using(denoiser, adapter):
-                outputs[role] = forward(*args, **kwargs)
-        combined = guide.combine({role: _prediction(output) for role, output in outputs.items()})
-        base = outputs[BASE]
-        return (combined, *base[1:]) if isinstance(base, tuple) else type(base)(sample=combined)
-
-    return guided
-
-
-def _prediction(output: Any) -> Tensor:
-    return output[0]  # type: ignore[no-any-return]  # of a tuple, or the first field of a diffusers output
+        if had:
+            setattr(module, name, before)
+        else:
+            delattr(module, name)
 
 
 def _denoiser_of(pipeline: Any) -> tuple[str, nn.Module]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -28,21 +28,32 @@ from diffalign.core import DiffalignError, unknown
 from diffalign.models.lora_formats import LoraPair, read_lora, write_lora
 
 __all__ = [
+    "FoldedRowsError",
     "LoraSettings",
+    "RowSwitch",
     "adapter_names",
     "adapter_parameters",
+    "adapter_update",
     "add_adapter",
+    "concatenate_adapters",
     "copy_adapter",
     "fuse_adapter",
     "load_adapter",
     "remove_adapter",
+    "row_adapters",
     "save_adapter",
     "using",
 ]
 
 Init = Literal["gaussian", "default"]
 
+RowSwitch = Callable[[Sequence[tuple[int, Mapping[str, float]]]], AbstractContextManager[None]]
+
 _OURS = "_diffalign_adapters"  # on the denoiser: adapter name -> the LoRA layers that hold it
+
+
+class FoldedRowsError(DiffalignError):
+    """A layer sees another number of rows than the network was given, so rows cannot have adapters of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +98,7 @@ def add_adapter(denoiser: nn.Module, name: str, settings: LoraSettings, *, seed:
 
 
 @contextmanager
-def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> Iterator[None]:
+def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, keep: bool = False) -> Iterator[None]:
     """Inside the block exactly these adapters are on, in addition to LoRAs that others loaded and left on.
 
     ``using(denoiser, None)`` is bit for bit the network before any adapter was added here. The state of before is
@@ -97,6 +108,7 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> It
     Args:
         denoiser: the network.
         adapters: a name, a mixture ``{name: weight}`` (the update is multiplied by the weight), or None for all off.
+        keep: adapters made here that are on stay on too.
 
     Raises:
         DiffalignError: an adapter not made here, or fused foreign LoRAs, under which adapters have no effect.
@@ -119,7 +131,8 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> It
                 raise _fused(layer)
             before.append((state, active, disabled, {name: scaling[name] for name in wanted}))
             on = [active] if isinstance(active, str) else active
-            others = [] if disabled else [name for name in on if name not in ours]
+            replaced = weights if keep else ours
+            others = [] if disabled else [name for name in on if name not in replaced]
             for name in wanted:
                 scaling[name] = weights[name] * state["lora_alpha"][name] / state["r"][name]
             state["_active_adapter"] = others + wanted
@@ -130,6 +143,81 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> It
             state["_active_adapter"] = active
             state["_disable_adapters"] = disabled
             state["scaling"].update(saved)
+
+
+@contextmanager
+def row_adapters(denoiser: nn.Module) -> Iterator[RowSwitch]:
+    """Lets consecutive rows of one batch pass under different adapters, in one forward.
+
+    Every adapted layer computes what it would compute anyway, then each part of the rows gets the updates of its own
+    adapters: exact to rounding, mixtures too, on top of whatever is on. For inference: the sum is taken in place.
+
+    Args:
+        denoiser: the network, with its adapters already added.
+
+    Yields:
+        A switch: ``with switch([(rows, {name: weight}), ...]): denoiser(batch)``, where the rows add up to the batch.
+
+    Raises:
+        DiffalignError: an adapter not made here.
+        FoldedRowsError: on a forward, a layer that folds rows (frames, patches) into its batch.
+
+    Example:
+        ``with row_adapters(unet) as switch, switch([(2, {}), (2, {"chosen": 1.0})]): unet(torch.cat([x, x]), ...)``
+    """
+    parts: list[tuple[slice, Mapping[str, float]]] = []
+
+    def add_updates(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if parts and len(inputs[0]) != parts[-1][0].stop:
+            raise FoldedRowsError(
+                f"expected {parts[-1][0].stop} rows in every adapted layer, one got {len(inputs[0])}: this network "
+                "folds rows together, so pass the adapters one after the other"
+            )
+        for rows, weights in parts:
+            for name, weight in weights.items():
+                if name in layer.scaling:
+                    output[rows] = output[rows] + adapter_update(layer, name, inputs[0][rows], weight=weight)
+
+    @contextmanager
+    def switch(wanted: Sequence[tuple[int, Mapping[str, float]]]) -> Iterator[None]:
+        for name in {name for _, weights in wanted for name in weights}:
+            _layers_of(denoiser, name)
+        start = 0
+        try:
+            for count, weights in wanted:
+                parts.append((slice(start, start + count), {name: one for name, one in weights.items() if one}))
+                start += count
+            yield
+        finally:
+            parts.clear()
+
+    layers = {id(layer): layer for layers in _ours(denoiser).values() for layer in layers}.values()
+    handles = [layer.register_forward_hook(add_updates) for layer in layers]
+    try:
+        yield switch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def adapter_update(layer: Any, name: str, inputs: Tensor, *, weight: float = 1.0) -> Tensor:
+    """What an adapter adds to a layer's output, whether it is on or off.
+
+        weight * alpha / rank * up(down(inputs))
+
+    Args:
+        layer: one that holds adapters.
+        name: the adapter; it must be on this layer.
+        inputs: the layer's own.
+        weight: multiplies the update.
+
+    Returns:
+        The shape of the layer's output, in the adapter's dtype.
+    """
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    scaling = weight * layer.lora_alpha[name] / layer.r[name]
+    update: Tensor = up(down(layer.lora_dropout[name](inputs.to(down.weight.dtype)))) * scaling
+    return update
 
 
 def adapter_names(denoiser: nn.Module) -> list[str]:
@@ -219,6 +307,33 @@ def copy_adapter(denoiser: nn.Module, source: str, target: str, *, trainable: bo
     """
     pairs = _pairs_of(denoiser, source)
     _inject(denoiser, target, pairs, trainable=trainable, dropout=_configs(denoiser)[source].lora_dropout)
+
+
+def concatenate_adapters(denoiser: nn.Module, weights: Mapping[str, float], target: str) -> None:
+    """Adds ``target``, whose update is the weighted sum of those of other adapters, exactly.
+
+        up = [w_1 a_1/r_1 up_1, w_2 a_2/r_2 up_2, ...],  down = [down_1; down_2; ...],  alpha = rank
+
+    Args:
+        denoiser: the network.
+        weights: adapter -> weight; weights may be negative.
+        target: new, without dots; its rank is the sum of theirs.
+
+    Raises:
+        DiffalignError: no such adapter, no adapter, or the target's name is taken.
+    """
+    found: dict[str, list[LoraPair]] = {}
+    for name, weight in weights.items():
+        for module, pair in _pairs_of(denoiser, name).items():
+            scaled = LoraPair(pair.down, pair.up * (weight * pair.alpha / pair.rank), pair.rank)
+            found.setdefault(module, []).append(scaled)
+    if not found:
+        raise DiffalignError("expected at least one adapter to concatenate, got none")
+    joined = {}
+    for module, pairs in found.items():
+        down, up = torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs], dim=1)
+        joined[module] = LoraPair(down.detach(), up.detach(), float(len(down)))
+    _inject(denoiser, target, joined, trainable=False)
 
 
 def remove_adapter(denoiser: nn.Module, name: str) -> None:

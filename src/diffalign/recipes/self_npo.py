@@ -5,8 +5,8 @@ Its guidance adds to the conditional prediction, g_self = -1 and -5; here a scal
 
 Departures: trajectories begin at noise, as in the paper, where the release begins at noised photographs of any level
 and takes K = 5 steps; so that all levels are met here too, they are broken off after a random number of steps. Squared
-error in the network's own target, where the release has a pseudo-Huber error of x0; a copy of the policy samples, where the
-release samples from its average; AdamW, where the release has the 8-bit form.
+error in the network's own target, where the release has a pseudo-Huber error of x0; a copy of the policy samples,
+where the release samples from its average; AdamW, where the release has the 8-bit form.
 """
 
 from __future__ import annotations
