@@ -82,6 +82,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
 def own_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     """Writes a module with ``score(images, prompts)`` of this body; gives the reward's name."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module of the same second and size would be the old one
 
     def write(body: str) -> str:
         (tmp_path / "own_candidates_reward.py").write_text(f"def score(images, prompts):\n    {body}\n")
