@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from diffalign.models.adapter_layers import adapter_update
+from diffalign.models.adapter_rows import FoldedRowsError, RowSwitch, row_adapters
 from diffalign.models.adapters import (
-    FoldedRowsError,
     LoraSettings,
-    RowSwitch,
     adapter_names,
     adapter_parameters,
-    adapter_update,
     add_adapter,
     concatenate_adapters,
     copy_adapter,
     fuse_adapter,
     load_adapter,
     remove_adapter,
-    row_adapters,
     save_adapter,
     using,
 )
@@ -25,6 +23,7 @@ from diffalign.models.families import (
     Family,
     StableDiffusion,
     StableDiffusion3,
+    StableDiffusionXL,
     families,
     find_index,
     is_denoiser,
@@ -52,6 +51,7 @@ __all__ = [
     "RowSwitch",
     "StableDiffusion",
     "StableDiffusion3",
+    "StableDiffusionXL",
     "VariancePreserving",
     "adapter_names",
     "adapter_parameters",

@@ -8,52 +8,46 @@ Switching writes peft's list of active adapters on each layer directly: ``set_ad
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils.peft_utils import delete_adapter_layers
-from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from diffalign.core import DiffalignError, unknown
+from diffalign.models.adapter_layers import (
+    adaptable_layers,
+    adapters_of,
+    configs_of,
+    fused_error,
+    inject,
+    layers_of,
+    lora_shapes,
+    pairs_of,
+)
 from diffalign.models.lora_formats import LoraPair, read_lora, write_lora
 
 __all__ = [
-    "FoldedRowsError",
     "LoraSettings",
-    "RowSwitch",
     "adapter_names",
     "adapter_parameters",
-    "adapter_update",
     "add_adapter",
     "concatenate_adapters",
     "copy_adapter",
     "fuse_adapter",
     "load_adapter",
     "remove_adapter",
-    "row_adapters",
     "save_adapter",
     "using",
 ]
 
 Init = Literal["gaussian", "default"]
-
-RowSwitch = Callable[[Sequence[tuple[int, Mapping[str, float]]]], AbstractContextManager[None]]
-
-_OURS = "_diffalign_adapters"  # on the denoiser: adapter name -> the LoRA layers that hold it
-
-
-class FoldedRowsError(DiffalignError):
-    """A layer sees another number of rows than the network was given, so rows cannot have adapters of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,7 @@ def add_adapter(denoiser: nn.Module, name: str, settings: LoraSettings, *, seed:
     generator = torch.Generator().manual_seed(seed)
     layers = _matching_layers(denoiser, settings.targets)
     pairs = {module: _initial_pair(layer, settings, generator) for module, layer in layers.items()}
-    _inject(denoiser, name, pairs, trainable=True, dropout=settings.dropout)
+    inject(denoiser, name, pairs, trainable=True, dropout=settings.dropout)
 
 
 @contextmanager
@@ -116,10 +110,10 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
     Example:
         ``with using(unet, {"chosen": 1.0, "rejected": -0.3}): unet(...)``
     """
-    ours = _ours(denoiser)
+    ours = adapters_of(denoiser)
     weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
     for name in weights:
-        _layers_of(denoiser, name)
+        layers_of(denoiser, name)
     weights = {name: weight for name, weight in weights.items() if weight != 0}
     before: list[tuple[dict[str, Any], Any, bool, dict[str, float]]] = []
     try:
@@ -128,7 +122,7 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
             active, disabled, scaling = state["_active_adapter"], state["_disable_adapters"], state["scaling"]
             wanted = [name for name in weights if name in scaling]
             if wanted and state["merged_adapters"]:
-                raise _fused(layer)
+                raise fused_error(layer)
             before.append((state, active, disabled, {name: scaling[name] for name in wanted}))
             on = [active] if isinstance(active, str) else active
             replaced = weights if keep else ours
@@ -145,84 +139,9 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
             state["scaling"].update(saved)
 
 
-@contextmanager
-def row_adapters(denoiser: nn.Module) -> Iterator[RowSwitch]:
-    """Lets consecutive rows of one batch pass under different adapters, in one forward.
-
-    Every adapted layer computes what it would compute anyway, then each part of the rows gets the updates of its own
-    adapters: exact to rounding, mixtures too, on top of whatever is on. For inference: the sum is taken in place.
-
-    Args:
-        denoiser: the network, with its adapters already added.
-
-    Yields:
-        A switch: ``with switch([(rows, {name: weight}), ...]): denoiser(batch)``, where the rows add up to the batch.
-
-    Raises:
-        DiffalignError: an adapter not made here.
-        FoldedRowsError: on a forward, a layer that folds rows (frames, patches) into its batch.
-
-    Example:
-        ``with row_adapters(unet) as switch, switch([(2, {}), (2, {"chosen": 1.0})]): unet(torch.cat([x, x]), ...)``
-    """
-    parts: list[tuple[slice, Mapping[str, float]]] = []
-
-    def add_updates(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if parts and len(inputs[0]) != parts[-1][0].stop:
-            raise FoldedRowsError(
-                f"expected {parts[-1][0].stop} rows in every adapted layer, one got {len(inputs[0])}: this network "
-                "folds rows together, so pass the adapters one after the other"
-            )
-        for rows, weights in parts:
-            for name, weight in weights.items():
-                if name in layer.scaling:
-                    output[rows] = output[rows] + adapter_update(layer, name, inputs[0][rows], weight=weight)
-
-    @contextmanager
-    def switch(wanted: Sequence[tuple[int, Mapping[str, float]]]) -> Iterator[None]:
-        for name in {name for _, weights in wanted for name in weights}:
-            _layers_of(denoiser, name)
-        start = 0
-        try:
-            for count, weights in wanted:
-                parts.append((slice(start, start + count), {name: one for name, one in weights.items() if one}))
-                start += count
-            yield
-        finally:
-            parts.clear()
-
-    layers = {id(layer): layer for layers in _ours(denoiser).values() for layer in layers}.values()
-    handles = [layer.register_forward_hook(add_updates) for layer in layers]
-    try:
-        yield switch
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def adapter_update(layer: Any, name: str, inputs: Tensor, *, weight: float = 1.0) -> Tensor:
-    """What an adapter adds to a layer's output, whether it is on or off.
-
-        weight * alpha / rank * up(down(inputs))
-
-    Args:
-        layer: one that holds adapters.
-        name: the adapter; it must be on this layer.
-        inputs: the layer's own.
-        weight: multiplies the update.
-
-    Returns:
-        The shape of the layer's output, in the adapter's dtype.
-    """
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    scaling = weight * layer.lora_alpha[name] / layer.r[name]
-    update: Tensor = up(down(layer.lora_dropout[name](inputs.to(down.weight.dtype)))) * scaling
-    return update
-
-
 def adapter_names(denoiser: nn.Module) -> list[str]:
     """Names of the adapters made here, in the order they were added."""
-    return list(_ours(denoiser))
+    return list(adapters_of(denoiser))
 
 
 def adapter_parameters(denoiser: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -231,7 +150,7 @@ def adapter_parameters(denoiser: nn.Module, name: str) -> dict[str, nn.Parameter
     Raises:
         DiffalignError: no such adapter.
     """
-    held = {id(layer) for layer in _layers_of(denoiser, name)}
+    held = {id(layer) for layer in layers_of(denoiser, name)}
     parameters = {}
     for module, layer in denoiser.named_modules():
         if id(layer) in held:
@@ -252,8 +171,8 @@ def save_adapter(denoiser: nn.Module, name: str, folder: str | Path, *, prefix: 
     Returns:
         The file's path.
     """
-    pairs = _pairs_of(denoiser, name)
-    config = _configs(denoiser)[name]
+    pairs = pairs_of(denoiser, name)
+    config = configs_of(denoiser)[name]
     path: Path = Path(folder) / LORA_WEIGHT_NAME_SAFE
     entries = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
     described = {key: getattr(config, key) for key in entries}
@@ -283,11 +202,11 @@ def load_adapter(
     Raises:
         DiffalignError: the file is missing, pickled, damaged, or does not fit this network.
     """
-    layers = _adaptable_layers(denoiser)
+    layers = adaptable_layers(denoiser)
     pairs = read_lora(path, prefix=prefix, modules=layers, ignore_text_encoders=ignore_text_encoders)
     misfits = []
     for module, pair in pairs.items():
-        down, up = _shapes(layers[module], pair.rank)
+        down, up = lora_shapes(layers[module], pair.rank)
         if pair.down.shape != down or pair.up.shape != up:
             misfits.append(
                 f"{module}: expected {down} and {up}, got {tuple(pair.down.shape)} and {tuple(pair.up.shape)}"
@@ -296,7 +215,7 @@ def load_adapter(
         raise DiffalignError(
             f"{path} does not fit this network ({len(misfits)} layers), e.g. " + "; ".join(misfits[:3])
         )
-    _inject(denoiser, name, pairs, trainable=trainable)
+    inject(denoiser, name, pairs, trainable=trainable)
 
 
 def copy_adapter(denoiser: nn.Module, source: str, target: str, *, trainable: bool = False) -> None:
@@ -305,8 +224,8 @@ def copy_adapter(denoiser: nn.Module, source: str, target: str, *, trainable: bo
     Raises:
         DiffalignError: no such source, or the target's name is taken.
     """
-    pairs = _pairs_of(denoiser, source)
-    _inject(denoiser, target, pairs, trainable=trainable, dropout=_configs(denoiser)[source].lora_dropout)
+    pairs = pairs_of(denoiser, source)
+    inject(denoiser, target, pairs, trainable=trainable, dropout=configs_of(denoiser)[source].lora_dropout)
 
 
 def concatenate_adapters(denoiser: nn.Module, weights: Mapping[str, float], target: str) -> None:
@@ -324,7 +243,7 @@ def concatenate_adapters(denoiser: nn.Module, weights: Mapping[str, float], targ
     """
     found: dict[str, list[LoraPair]] = {}
     for name, weight in weights.items():
-        for module, pair in _pairs_of(denoiser, name).items():
+        for module, pair in pairs_of(denoiser, name).items():
             scaled = LoraPair(pair.down, pair.up * (weight * pair.alpha / pair.rank), pair.rank)
             found.setdefault(module, []).append(scaled)
     if not found:
@@ -333,7 +252,7 @@ def concatenate_adapters(denoiser: nn.Module, weights: Mapping[str, float], targ
     for module, pairs in found.items():
         down, up = torch.cat([pair.down for pair in pairs]), torch.cat([pair.up for pair in pairs], dim=1)
         joined[module] = LoraPair(down.detach(), up.detach(), float(len(down)))
-    _inject(denoiser, target, joined, trainable=False)
+    inject(denoiser, target, joined, trainable=False)
 
 
 def remove_adapter(denoiser: nn.Module, name: str) -> None:
@@ -342,10 +261,10 @@ def remove_adapter(denoiser: nn.Module, name: str) -> None:
     Raises:
         DiffalignError: no such adapter, or it is on.
     """
-    if any(name in layer.active_adapters for layer in _layers_of(denoiser, name)):
+    if any(name in layer.active_adapters for layer in layers_of(denoiser, name)):
         raise DiffalignError(f"adapter {name!r} is on; leave the `using` block before removing or fusing it")
     delete_adapter_layers(denoiser, name)
-    del _ours(denoiser)[name]
+    del adapters_of(denoiser)[name]
     for module, layer in list(denoiser.named_modules()):
         if isinstance(layer, LoraLayer) and not layer.r:
             parent, _, child = module.rpartition(".")
@@ -361,7 +280,7 @@ def fuse_adapter(denoiser: nn.Module, name: str, scale: float = 1.0) -> None:
     Raises:
         DiffalignError: no such adapter, or it is on.
     """
-    layers = _layers_of(denoiser, name)
+    layers = layers_of(denoiser, name)
     if any(name in layer.active_adapters for layer in layers):
         raise DiffalignError(f"adapter {name!r} is on; leave the `using` block before removing or fusing it")
     with torch.no_grad():
@@ -372,116 +291,8 @@ def fuse_adapter(denoiser: nn.Module, name: str, scale: float = 1.0) -> None:
     remove_adapter(denoiser, name)
 
 
-def _inject(
-    denoiser: nn.Module, name: str, pairs: Mapping[str, LoraPair], *, trainable: bool, dropout: float = 0.0
-) -> None:
-    """Adds the pairs as adapter ``name``, off, leaving every other adapter's state and flag as it was."""
-    taken = _configs(denoiser)
-    if not name or "." in name or name in taken:
-        raise DiffalignError(
-            f"expected a new adapter name without dots, got {name!r} (taken: {sorted(taken) or 'none'})"
-        )
-    for layer in denoiser.modules():
-        if isinstance(layer, BaseTunerLayer) and layer.merged_adapters:
-            raise _fused(layer)
-    flags = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
-    states = {
-        layer: (layer._active_adapter, layer._disable_adapters)
-        for layer in denoiser.modules()
-        if isinstance(layer, BaseTunerLayer)
-    }
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws weights that are replaced below
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")
-        inject_adapter_in_model(_config(pairs, dropout), denoiser, name, state_dict=_peft_keys(pairs))
-    denoiser._hf_peft_config_loaded = True  # type: ignore[assignment]  # as diffusers marks a network that holds adapters
-
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
-    layers = []
-    for module, layer in denoiser.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        layer._active_adapter, layer._disable_adapters = states.get(layer, ([], False))
-        if module in pairs:
-            for part, value in ((layer.lora_A[name], pairs[module].down), (layer.lora_B[name], pairs[module].up)):
-                part.to(torch.float32).requires_grad_(trainable)
-                with torch.no_grad():
-                    part.weight.copy_(value)
-            layers.append(layer)
-    _ours(denoiser)[name] = layers
-
-
-def _fused(layer: BaseTunerLayer) -> DiffalignError:
-    """peft computes a fused layer from its base weight alone, so an adapter on it would silently do nothing."""
-    return DiffalignError(
-        f"LoRA {layer.merged_adapters} was fused with pipe.fuse_lora() and still holds its layers, where adapters "
-        "have no effect: call pipe.unload_lora_weights() after fusing, then add adapters"
-    )
-
-
-def _config(pairs: Mapping[str, LoraPair], dropout: float) -> LoraConfig:
-    """The commonest rank and alpha, and patterns for the layers that differ."""
-    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
-    alpha = Counter(pair.alpha for pair in pairs.values()).most_common(1)[0][0]
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        rank_pattern={f"^{module}": pair.rank for module, pair in pairs.items() if pair.rank != rank},
-        alpha_pattern={f"^{module}": pair.alpha for module, pair in pairs.items() if pair.alpha != alpha},
-        target_modules=list(pairs),
-        lora_dropout=dropout,
-    )
-
-
-def _peft_keys(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
-    return {f"{module}.lora_A.weight": pair.down for module, pair in pairs.items()}
-
-
-def _ours(denoiser: nn.Module) -> dict[str, list[LoraLayer]]:
-    """Kept on the network itself, so that a deep copy of the network copies it too."""
-    return denoiser.__dict__.setdefault(_OURS, {})  # type: ignore[no-any-return]
-
-
-def _configs(denoiser: nn.Module) -> dict[str, Any]:
-    """Every adapter's peft config, those of others too."""
-    return getattr(denoiser, "peft_config", None) or {}
-
-
-def _layers_of(denoiser: nn.Module, name: str) -> list[LoraLayer]:
-    ours = _ours(denoiser)
-    if name not in ours:
-        raise unknown("adapter", name, ours)
-    if name not in _configs(denoiser):
-        raise DiffalignError(
-            f"adapter {name!r} was removed from outside (pipe.unload_lora_weights() removes every LoRA); add it again"
-        )
-    return ours[name]
-
-
-def _pairs_of(denoiser: nn.Module, name: str) -> dict[str, LoraPair]:
-    layers = set(_layers_of(denoiser, name))
-    return {
-        module: LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.lora_alpha[name]))
-        for module, layer in denoiser.named_modules()
-        if layer in layers
-    }
-
-
-def _adaptable_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolution layers by the names they have without any LoRA around them."""
-    found: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for module, layer in denoiser.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            inside += (f"{module}.",)
-            found[module] = layer.get_base_layer()
-        elif isinstance(layer, (nn.Linear, nn.Conv2d)) and not module.startswith(inside):
-            found[module] = layer
-    return found
-
-
 def _matching_layers(denoiser: nn.Module, targets: Iterable[str]) -> dict[str, nn.Module]:
-    layers = _adaptable_layers(denoiser)
+    layers = adaptable_layers(denoiser)
     matched: dict[str, nn.Module] = {}
     for target in targets:
         hits = {module: layer for module, layer in layers.items() if f".{module}".endswith(f".{target}")}
@@ -493,15 +304,8 @@ def _matching_layers(denoiser: nn.Module, targets: Iterable[str]) -> dict[str, n
     return {module: layer for module, layer in layers.items() if module in matched}
 
 
-def _shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the down and up matrices for a linear layer, or a convolution with its kernel in the down part."""
-    weight = cast(Tensor, layer.weight)
-    out_features, in_features, *kernel = weight.shape
-    return (rank, in_features, *kernel), (out_features, rank, *(1 for _ in kernel))
-
-
 def _initial_pair(layer: nn.Module, settings: LoraSettings, generator: torch.Generator) -> LoraPair:
-    down_shape, up_shape = _shapes(layer, settings.rank)
+    down_shape, up_shape = lora_shapes(layer, settings.rank)
     down = torch.empty(down_shape)
     if settings.init == "gaussian":
         nn.init.normal_(down, std=1 / settings.rank, generator=generator)
