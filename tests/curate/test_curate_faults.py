@@ -15,7 +15,7 @@ from curate_helpers import HOSTILE, album, hostile_folder, picture, png
 from PIL import Image
 from test_curate import config, results
 
-import diffalign.data.preferences
+import diffalign.data.writer
 from diffalign.core import DiffalignError, RunFolder, read_jsonl
 from diffalign.curate import CurateConfig, KeepConfig, SelectConfig, curate, pairs
 from diffalign.data import Preferences
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_in_the_thread_that_writes_is_told(
 ) -> None:
     wanted = cheap(photos=str(album(tmp_path / "album", 7)))
     curate(wanted, tmp_path / "whole")
-    to_record, rows = diffalign.data.preferences.to_record, []
+    to_record, rows = diffalign.data.writer.to_record, []
 
     def filling(row: Any, original: Any) -> Any:
         rows.append(row)
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_in_the_thread_that_writes_is_told(
         return to_record(row, original)
 
     with monkeypatch.context() as patch:
-        patch.setattr(diffalign.data.preferences, "to_record", filling)
+        patch.setattr(diffalign.data.writer, "to_record", filling)
         with pytest.raises(DiffalignError, match="no space left"):
             curate(wanted, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "made").glob("*of*")] == ["00000-of-00003"]

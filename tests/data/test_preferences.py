@@ -20,8 +20,8 @@ from PIL import Image
 
 from diffalign.core import DiffalignError
 from diffalign.data import LABEL_METRIC, ImageLimits, Preferences, PreferenceWriter, image_sha256, validate_row
-from diffalign.data import preferences as preferences_module
 from diffalign.data import schema as schema_module
+from diffalign.data import writer as writer_module
 from diffalign.data.schema import arrow_schema, from_record, to_record
 from diffalign.types import CandidateSet, Pair, Provenance
 
@@ -467,7 +467,7 @@ def test_a_full_disk_is_told_in_words_and_leaves_no_shard(tmp_path, pair, monkey
         def write_table(self, *args, **kwargs):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preferences_module.pq, "ParquetWriter", FullDisk)
+    monkeypatch.setattr(writer_module.pq, "ParquetWriter", FullDisk)
     with pytest.raises(DiffalignError, match="no space left"):
         write(tmp_path, [pair(0)])
     assert shard_bytes(tmp_path) == {}

@@ -51,7 +51,7 @@ from diffalign.data.photographs import (
     strips,
     subject_index,
 )
-from diffalign.data.preferences import Preferences, PreferenceWriter
+from diffalign.data.preferences import Preferences
 from diffalign.data.readers import (
     READERS,
     BadRow,
@@ -61,6 +61,7 @@ from diffalign.data.readers import (
     read_realalign,
 )
 from diffalign.data.schema import LABEL_METRIC, Form, Row, pair_as_candidates, validate_row
+from diffalign.data.writer import PreferenceWriter
 from diffalign.data.writing import write_preferences
 
 __all__ = [

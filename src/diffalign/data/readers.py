@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from diffalign.core import DiffalignError, Registry, read_json, read_jsonl, read_text
+from diffalign.data.files import parquet_files
 from diffalign.data.images import BadImage, ImageLimits, decode_image, image_sha256
-from diffalign.data.preferences import parquet_files
 from diffalign.data.schema import is_unicode, require_columns
 from diffalign.types import Pair, Provenance
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from diffalign.core import DiffalignError, atomic_path
-from diffalign.data.preferences import Preferences, PreferenceWriter
+from diffalign.data.preferences import Preferences
 from diffalign.data.schema import Form, Row
+from diffalign.data.writer import PreferenceWriter
 
 __all__ = ["MadeRow", "write_preferences"]
 
