@@ -14,11 +14,13 @@ from diffalign.models.families.base import (
 from diffalign.models.families.outline import outline_family
 from diffalign.models.families.sd import StableDiffusion
 from diffalign.models.families.sd3 import StableDiffusion3
+from diffalign.models.families.sdxl import StableDiffusionXL
 
 __all__ = [
     "Family",
     "StableDiffusion",
     "StableDiffusion3",
+    "StableDiffusionXL",
     "families",
     "find_index",
     "is_denoiser",

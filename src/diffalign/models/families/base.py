@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,9 +131,11 @@ class Family:
 
     def pipeline(self) -> Any:
         """A diffusers pipeline over the very same modules, with a scheduler of its own."""
-        scheduler = self._pipeline.scheduler
+        kind, scheduler = type(self._pipeline), self._pipeline.scheduler
+        accepted = inspect.signature(kind).parameters
+        settings = {key: value for key, value in self._pipeline.config.items() if key in accepted}
         components = self._pipeline.components | {"scheduler": type(scheduler).from_config(scheduler.config)}
-        return type(self._pipeline)(**components, **self.pipeline_options)
+        return kind(**settings | components | dict(self.pipeline_options))
 
     def to(self, device: str | torch.device) -> Family:
         """Moves all modules to a device, in place."""

@@ -36,12 +36,19 @@ def outline_family(path_or_hub_id: str | Path, *, dtype: torch.dtype = torch.flo
     family = family_of(index)
     with quiet_loading():
         pipeline_class = getattr(diffusers, str(read_json(index)["_class_name"]))
-    components: dict[str, Any] = dict.fromkeys(inspect.signature(pipeline_class).parameters)
+    parts: dict[str, Any] = {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(pipeline_class).parameters.items()
+    }
     for name, entry in read_json(index).items():
-        if name in components and isinstance(entry, list) and entry[1] is not None and name not in family.left_out:
-            components[name] = _component(index.parent / name, str(entry[1]), dtype)
+        if name not in parts or name in family.left_out:
+            continue
+        if not isinstance(entry, list):
+            parts[name] = entry  # a setting of the pipeline
+        elif entry[1] is not None:
+            parts[name] = _component(index.parent / name, str(entry[1]), dtype)
     try:
-        return family(pipeline_class(**components | dict(family.pipeline_options)))
+        return family(pipeline_class(**parts | dict(family.pipeline_options)))
     except ValueError as error:
         raise DiffalignError(f"cannot use {path_or_hub_id}: {error}") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffalign.core import DiffalignError
 from diffalign.models.families.base import Family, families
 
-__all__ = ["StableDiffusion"]
+__all__ = ["StableDiffusion", "refuse_image_conditioned"]
 
 
 @families.register("StableDiffusionPipeline")
@@ -25,12 +25,7 @@ class StableDiffusion(Family):
     pipeline_options: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": False}
 
     def __init__(self, pipeline: Any, *, folder: Path | None = None, commit: str = "") -> None:
-        channels, expected = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-        if channels != expected:
-            raise DiffalignError(
-                f"expected a text-to-image UNet with {expected} input channels, got {channels}: inpainting and other "
-                "image-conditioned UNets cannot be aligned here; use the text-to-image model they were made from"
-            )
+        refuse_image_conditioned(pipeline)
         super().__init__(pipeline, folder=folder, commit=commit)
 
     @property
@@ -50,3 +45,13 @@ class StableDiffusion(Family):
             noisy, timesteps.to(self.device), encoder_hidden_states=condition["prompt_embeds"], return_dict=False
         )[0]
         return pred
+
+
+def refuse_image_conditioned(pipeline: Any) -> None:
+    """Raises DiffalignError where a pipeline's UNet takes more than latents, as those for inpainting do."""
+    channels, expected = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != expected:
+        raise DiffalignError(
+            f"expected a text-to-image UNet with {expected} input channels, got {channels}: inpainting and other "
+            "image-conditioned UNets cannot be aligned here; use the text-to-image model they were made from"
+        )
