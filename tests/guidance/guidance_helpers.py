@@ -7,23 +7,21 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import builders
 import torch
 from diffusers import (
     DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from diffalign.models import (
     LoraSettings,
     adapter_parameters,
     add_adapter,
-    embedded_path,
     load_family,
     remove_adapter,
     save_adapter,
@@ -40,7 +38,7 @@ def _tiny_sd() -> Any:
     return load_family("tiny-sd").pipeline()
 
 
-def unet(width: int, **settings: Any) -> UNet2DConditionModel:
+def unet(width: int) -> UNet2DConditionModel:
     torch.manual_seed(0)
     made = UNet2DConditionModel(
         sample_size=8,
@@ -53,7 +51,6 @@ def unet(width: int, **settings: Any) -> UNet2DConditionModel:
         norm_num_groups=4,
         attention_head_dim=4,
         cross_attention_dim=width,
-        **settings,
     )
     return made.eval()
 
@@ -72,26 +69,7 @@ def sd_pipeline(kind: Any = StableDiffusionPipeline) -> Any:
 
 
 def sdxl_pipeline() -> Any:
-    """SDXL in small: two text encoders, pooled text and sizes beside the timestep."""
-    torch.manual_seed(1)
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path("tiny-sd") / "tokenizer", model_max_length=9)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=9, projection_dim=12, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    network = unet(32, addition_embed_type="text_time", addition_time_embed_dim=8,
-                   projection_class_embeddings_input_dim=12 + 6 * 8)  # fmt: skip
-    parts = {
-        "vae": _tiny_sd().vae,
-        "text_encoder": CLIPTextModel(config).eval(),
-        "text_encoder_2": CLIPTextModelWithProjection(config).eval(),
-        "tokenizer": tokenizer,
-        "tokenizer_2": tokenizer,
-        "unet": network,
-        "scheduler": DDIMScheduler.from_config(_tiny_sd().scheduler.config, clip_sample=False),
-    }
-    return quiet(StableDiffusionXLPipeline(**parts))
+    return quiet(builders.sdxl_pipeline())
 
 
 def sd3_pipeline() -> Any:

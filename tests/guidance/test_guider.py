@@ -34,7 +34,7 @@ def block_state() -> Any:
         return torch.randn(*shape, generator=generator)
 
     return BlockState(
-        scaled_latents=draw(2, 4, 8, 8), prompt_embeds=draw(2, 9, 32), negative_prompt_embeds=draw(2, 9, 32),
+        scaled_latents=draw(2, 4, 8, 8), prompt_embeds=draw(2, 9, 40), negative_prompt_embeds=draw(2, 9, 40),
         add_time_ids=draw(2, 6), negative_add_time_ids=draw(2, 6), pooled_prompt_embeds=draw(2, 12),
         negative_pooled_prompt_embeds=draw(2, 12), num_inference_steps=4, timestep_cond=None,
         cross_attention_kwargs=None,

@@ -13,6 +13,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from transformers import (
@@ -26,23 +27,24 @@ from transformers import (
 )
 
 CLIP_TOKENS = 9
+SDXL_TOKENS = 19
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(tokens: int = CLIP_TOKENS) -> CLIPTokenizer:
     """Every lower-case letter is a token, so different prompts give different ids."""
     letters = [letter + end for letter in string.ascii_lowercase for end in ("", "</w>")]
     vocab = {token: index for index, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=CLIP_TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=tokens)
 
 
-def clip_config(projection: int = 32) -> CLIPTextConfig:
+def clip_config(projection: int = 32, *, width: int = 16, tokens: int = CLIP_TOKENS) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=60,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=CLIP_TOKENS,
+        max_position_embeddings=tokens,
         projection_dim=projection,
         bos_token_id=0,
         eos_token_id=1,
@@ -57,6 +59,18 @@ def vae(latent_channels: int, **config: Any) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=latent_channels,
         norm_num_groups=4,
+        **config,
+    )
+
+
+def ddim(**config: Any) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
         **config,
     )
 
@@ -88,18 +102,44 @@ def sd_pipeline(*, prediction_type: str = "epsilon", in_channels: int = 4, **vae
         vae=vae(4, scaling_factor=0.18215, **vae_config),
         text_encoder=CLIPTextModel(clip_config()),
         tokenizer=clip_tokenizer(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=prediction_type,
-        ),
+        scheduler=ddim(prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    return evaluating(pipe)
+
+
+def sdxl_pipeline(*, zeros_for_empty: bool = True, vae_config: Any = None, **unet_config: Any) -> Any:
+    """SDXL in small: VAE factor 2, two text encoders of different widths, attention from the second level on."""
+    torch.manual_seed(2)
+    pooled, sizes = 12, 8
+    unet = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16 + 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": sizes,
+        "projection_class_embeddings_input_dim": pooled + 6 * sizes,
+    }
+    pipe = StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(**unet | unet_config),
+        vae=vae(4, scaling_factor=0.13025, **vae_config or {}),
+        text_encoder=CLIPTextModel(clip_config(tokens=SDXL_TOKENS)),
+        tokenizer=clip_tokenizer(SDXL_TOKENS),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(pooled, width=24, tokens=SDXL_TOKENS)),
+        tokenizer_2=clip_tokenizer(SDXL_TOKENS),
+        scheduler=ddim(),
+        force_zeros_for_empty_prompt=zeros_for_empty,
+        add_watermarker=False,
     )
     return evaluating(pipe)
 
