@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import torch
-from builders import sd3_pipeline, sd_pipeline
+from builders import sd3_pipeline, sd_pipeline, sdxl_pipeline
 
-from diffalign.models import LoraSettings, StableDiffusion, StableDiffusion3, adapter_parameters, add_adapter
+from diffalign.models import (
+    LoraSettings,
+    StableDiffusion,
+    StableDiffusion3,
+    StableDiffusionXL,
+    adapter_parameters,
+    add_adapter,
+)
 
-BUILDERS = {"sd": (sd_pipeline, StableDiffusion), "sd3": (sd3_pipeline, StableDiffusion3)}
+BUILDERS = {
+    "sd": (sd_pipeline, StableDiffusion),
+    "sdxl": (sdxl_pipeline, StableDiffusionXL),
+    "sd3": (sd3_pipeline, StableDiffusion3),
+}
 
 
 def settings(family, **changes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import sd3_pipeline, sd_pipeline
+from builders import sd3_pipeline, sd_pipeline, sdxl_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +19,11 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "sd3"
     sd3_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "sdxl"
+    sdxl_pipeline().save_pretrained(folder)
     return folder

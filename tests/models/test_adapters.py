@@ -25,7 +25,7 @@ from diffalign.models import (
 )
 
 
-@pytest.fixture(params=["sd", "sd3"])
+@pytest.fixture(params=["sd", "sdxl", "sd3"])
 def kind(request):
     return request.param
 
@@ -114,9 +114,9 @@ def test_weights_do_not_stick(family):
 
 
 @pytest.mark.parametrize("order", ["foreign_first", "ours_first"])
-def test_foreign_loras_keep_their_state(family, tmp_path, order):
+def test_foreign_loras_keep_their_state(family, kind, tmp_path, order):
     """Somebody's LoRA loaded through the pipeline stays active at its weight under every switch."""
-    donor = type(family)(BUILDERS["sd" if family.lora_prefix == "unet" else "sd3"][0]())
+    donor = type(family)(BUILDERS[kind][0]())
     add(donor, "style", seed=5, targets=("to_q", "to_out.0"))
     save_adapter(donor.denoiser, "style", tmp_path, prefix=donor.lora_prefix)
     pipe = family.pipeline()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import CLIP_TOKENS, sd3_pipeline, sd_pipeline
-from diffusers import DiffusionPipeline
+from builders import CLIP_TOKENS, sd3_pipeline, sd_pipeline, sdxl_pipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from diffalign.core import DiffalignError
 from diffalign.models import (
@@ -17,6 +17,7 @@ from diffalign.models import (
     RectifiedFlow,
     StableDiffusion,
     StableDiffusion3,
+    StableDiffusionXL,
     VariancePreserving,
     load_denoiser,
     load_family,
@@ -24,17 +25,17 @@ from diffalign.models import (
 )
 
 PROMPTS = ["a red fox", "two owls", "moss"]
-SIZES = {"sd": (8, 16), "sd3": (12, 16)}  # pixels: height, width
+SIZES = {"sd": (8, 16), "sdxl": (24, 16), "sd3": (12, 16)}  # pixels: height, width
 
 
-@pytest.fixture(params=["sd", "sd3"])
+@pytest.fixture(params=["sd", "sdxl", "sd3"])
 def kind(request):
     return request.param
 
 
 @pytest.fixture
-def folder(kind, sd_folder, sd3_folder):
-    return {"sd": sd_folder, "sd3": sd3_folder}[kind]
+def folder(kind, sd_folder, sdxl_folder, sd3_folder):
+    return {"sd": sd_folder, "sdxl": sdxl_folder, "sd3": sd3_folder}[kind]
 
 
 @pytest.fixture
@@ -58,12 +59,16 @@ def encode(pipe, prompts: list[str]) -> dict[str, torch.Tensor]:
     if "transformer" in pipe.components:
         embeds, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    if "text_encoder_2" in pipe.components:
+        embeds, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
     return {"prompt_embeds": pipe.encode_prompt(prompts, "cpu", 1, False)[0]}
 
 
 def test_the_folder_chooses_the_family(family, kind):
     expected = {
         "sd": (StableDiffusion, VariancePreserving, "unet"),
+        "sdxl": (StableDiffusionXL, VariancePreserving, "unet"),
         "sd3": (StableDiffusion3, RectifiedFlow, "transformer"),
     }
     cls, process, prefix = expected[kind]
@@ -92,6 +97,44 @@ def test_prompts_encode_as_in_the_pipeline(family, plain):
         family.encode_prompts(PROMPTS[0])
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_empty_prompt_of_sdxl_is_the_pipelines_unconditional_branch(tmp_path, zeros):
+    """Zeros where its config says so, else the encoding of the empty text; the cache's key tells them apart."""
+    sdxl_pipeline(zeros_for_empty=zeros).save_pretrained(tmp_path)
+    family, plain = load_family(tmp_path), DiffusionPipeline.from_pretrained(tmp_path, add_watermarker=False)
+    ours = family.encode_prompts(["moss", "", "two owls"])
+    with torch.no_grad():
+        _, negative, _, pooled = plain.encode_prompt("moss")
+        alone = encode(plain, [""])
+    for key, expected in (("prompt_embeds", negative), ("pooled_prompt_embeds", pooled)):
+        torch.testing.assert_close(ours[key][1:2], expected)
+        assert bool((ours[key][1] == 0).all()) is zeros and not torch.equal(ours[key][0], ours[key][2])
+        assert torch.allclose(alone[key], ours[key][1:2]) is not zeros
+    for same in (family.pipeline(), outline_family(tmp_path)._pipeline):
+        assert same.config.force_zeros_for_empty_prompt is zeros
+    assert outline_family(tmp_path).encoder_options == family.encoder_options
+    revision = family.encoder_revision
+    family._pipeline.register_to_config(force_zeros_for_empty_prompt=not zeros)
+    assert family.encoder_revision != revision
+
+
+def test_both_sides_of_a_pair_are_told_one_size(sdxl_folder, monkeypatch):
+    """H, W, 0, 0, H, W of the latents, 24 x 16 pixels, which is what the pipeline says of such an image."""
+    family, plain = load_family(sdxl_folder), DiffusionPipeline.from_pretrained(sdxl_folder, add_watermarker=False)
+    seen, forward = [], UNet2DConditionModel.forward
+
+    def record(self, *args, **kwargs):
+        seen.append(kwargs["added_cond_kwargs"]["time_ids"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", record)
+    chosen, rejected = noise(2, 3, *family.latent_shape(24, 16))
+    condition = {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in family.encode_prompts(PROMPTS).items()}
+    family.predict(torch.cat([chosen, rejected]), torch.tensor([7, 500, 900] * 2), condition)
+    plain("moss", height=24, width=16, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    assert seen[0].tolist() == [[24, 16, 0, 0, 24, 16]] * 6 and torch.equal(seen[0][:1], seen[1])
+
+
 @pytest.mark.parametrize("t5", [True, False])
 def test_sd3_with_and_without_t5(tmp_path, t5):
     sd3_pipeline(t5=t5).save_pretrained(tmp_path)
@@ -106,7 +149,7 @@ def test_images_encode_to_the_scaled_posterior(family, plain, kind):
     images = noise(3, 3, *SIZES[kind]).clamp(-1, 1)
     mean, std = family.encode_images(images)
     posterior = plain.vae.encode(images).latent_dist
-    shift, scale = {"sd": (0.0, 0.18215), "sd3": (0.0609, 1.5305)}[kind]
+    shift, scale = {"sd": (0.0, 0.18215), "sdxl": (0.0, 0.13025), "sd3": (0.0609, 1.5305)}[kind]
     torch.testing.assert_close(mean, (posterior.mean - shift) * scale)
     torch.testing.assert_close(std, posterior.std * scale)
     assert mean.shape == (3, *family.latent_shape(*SIZES[kind]))
@@ -271,7 +314,7 @@ def test_encoder_revision_tells_apart_what_encodes_differently(family, folder, k
 
 
 def test_latent_shape(family, kind):
-    assert family.latent_shape(*SIZES[kind]) == {"sd": (4, 4, 8), "sd3": (16, 6, 8)}[kind]
+    assert family.latent_shape(*SIZES[kind]) == {"sd": (4, 4, 8), "sdxl": (4, 12, 8), "sd3": (16, 6, 8)}[kind]
     assert family.vae_scale_factor == 2
     with pytest.raises(ValueError, match="multiples"):
         family.latent_shape(0, 16)
@@ -319,8 +362,23 @@ def test_inpainting_unets_are_refused(tmp_path):
         load_family(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sd3"])
-def test_an_outline_has_the_shapes_of_the_loaded_model(name: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"in_channels": 9}, "9: inpainting"),
+        ({"projection_class_embeddings_input_dim": 12 + 5 * 8}, "beside 12 pooled numbers.*got room for 4: refiners"),
+        ({"addition_embed_type": None}, "text_time, got None"),
+        ({"vae_config": {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}}, "latents_mean"),
+    ],
+)
+def test_what_is_not_the_base_of_sdxl_is_refused(config, message):
+    with pytest.raises(DiffalignError, match=message):
+        StableDiffusionXL(sdxl_pipeline(**config))
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "sdxl", "tiny-sd3"])
+def test_an_outline_has_the_shapes_of_the_loaded_model(name: str, sdxl_folder: Path) -> None:
+    name = str(sdxl_folder) if name == "sdxl" else name
     loaded, outline = load_family(name), outline_family(name, dtype=torch.bfloat16)
     assert outline.device.type == "meta" and outline.dtype == torch.bfloat16
     assert outline.latent_shape(64, 32) == loaded.latent_shape(64, 32)

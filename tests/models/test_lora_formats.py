@@ -30,7 +30,7 @@ def assert_equal_adapters(denoiser, first, second):
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.fixture(params=["sd", "sd3"])
+@pytest.fixture(params=["sd", "sdxl", "sd3"])
 def kind(request):
     return request.param
 
