@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from adapter_helpers import BUILDERS, add, output
-from builders import sd_pipeline
+from builders import sd_pipeline, sdxl_pipeline
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from diffalign.core import DiffalignError
 from diffalign.models import (
     StableDiffusion,
+    StableDiffusionXL,
     adapter_names,
     adapter_parameters,
     load_adapter,
@@ -23,6 +24,7 @@ from diffalign.models import (
     save_adapter,
     using,
 )
+from diffalign.models.lora_formats import read_lora
 
 
 def assert_equal_adapters(denoiser, first, second):
@@ -138,6 +140,76 @@ def test_kohya_files_load_with_alpha_per_layer(sd, tmp_path):
     plain = sd_pipeline()
     plain.load_lora_weights(tmp_path / "even.safetensors")
     torch.testing.assert_close(output(StableDiffusion(plain)), expected, rtol=0, atol=1e-5)
+
+
+def sgm_name(module: str, layers: int) -> str:
+    """The original SDXL checkpoint's name of a layer, with kohya's underscores."""
+    whole = {
+        "conv_in": "input_blocks_0_0", "conv_out": "out_2",
+        "time_embedding.linear_1": "time_embed_0", "time_embedding.linear_2": "time_embed_2",
+        "add_embedding.linear_1": "label_emb_0_0", "add_embedding.linear_2": "label_emb_0_2",
+    }  # fmt: skip
+    parts = {
+        "conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
+        "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    if module in whole:
+        return whole[module]
+    side, *rest = module.split(".")
+    if side == "mid_block":
+        place = {("resnets", "0"): 0, ("attentions", "0"): 1, ("resnets", "1"): 2}[rest[0], rest[1]]
+        block, inner = f"middle_block_{place}", rest[2:]
+    else:
+        level, kind, number, *inner = rest
+        first = int(level) * (layers + 1)
+        if side == "down_blocks":
+            place = first + (layers + 1 if kind == "downsamplers" else 1 + int(number))
+            block = f"input_blocks_{place}_{int(kind == 'attentions')}"
+        else:
+            place = first + (layers if kind == "upsamplers" else int(number))
+            block = f"output_blocks_{place}_{['resnets', 'attentions', 'upsamplers'].index(kind)}"
+        if kind == "downsamplers":
+            inner = ["op"]
+    return "_".join([block, *(parts.get(part, part) for part in inner)]).replace(".", "_")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_every_layer_of_sdxl_is_found_under_its_original_name(tmp_path, layers):
+    modules = sdxl_pipeline(layers_per_block=layers).unet.named_modules()
+    modules = [name for name, module in modules if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    parts = ("lora_down.weight", "lora_up.weight")
+    file = {f"lora_unet_{sgm_name(name, layers)}.{part}": torch.ones(1, 1) for name in modules for part in parts}
+    assert len(file) == 2 * len(modules)
+    save_file(file, tmp_path / "style.safetensors")
+    assert sorted(read_lora(tmp_path / "style.safetensors", prefix="unet", modules=modules)) == sorted(modules)
+    for name in ("input_blocks_99_7_proj_in", "middle_block_5_proj_in", "output_blocks_0_9_conv"):  # none has these
+        save_file(file | {f"lora_unet_{name}.alpha": torch.tensor(1.0)}, tmp_path / "misfit.safetensors")
+        with pytest.raises(DiffalignError, match=f"{name}.*another architecture"):
+            read_lora(tmp_path / "misfit.safetensors", prefix="unet", modules=modules)
+
+
+def test_kohya_files_of_sdxl_give_what_the_adapter_gave(tmp_path):
+    """Written from a known adapter; a plain pipeline, which reads the file by itself, agrees."""
+    family = StableDiffusionXL(sdxl_pipeline())
+    denoiser, file = family.denoiser, {}
+    add(family, "known", targets=("attn1.to_q", "attn2.to_out.0", "ff.net.0.proj", "conv1", "time_emb_proj"))
+    for name, layer in denoiser.named_modules():
+        if isinstance(layer, LoraLayer):
+            flat = f"lora_unet_{sgm_name(name, layers=1)}"
+            file[f"{flat}.lora_down.weight"] = layer.lora_A["known"].weight.detach().clone()
+            file[f"{flat}.lora_up.weight"] = layer.lora_B["known"].weight.detach().clone()
+            file[f"{flat}.alpha"] = torch.tensor(5.0)
+    save_file(file, tmp_path / "style.safetensors")
+    load_adapter(denoiser, tmp_path / "style.safetensors", "kohya", prefix="unet")
+    assert_equal_adapters(denoiser, "known", "kohya")
+    base = output(family)
+    with using(denoiser, "known"):
+        expected = output(family)
+    with using(denoiser, "kohya"):
+        assert torch.equal(output(family), expected) and not torch.allclose(base, expected, atol=1e-2)
+    plain = sdxl_pipeline()
+    plain.load_lora_weights(tmp_path / "style.safetensors")
+    torch.testing.assert_close(output(StableDiffusionXL(plain)), expected, rtol=0, atol=1e-5)
 
 
 def test_kohya_files_of_sd3_load_under_the_original_names(sd3_folder, tmp_path):

@@ -1,8 +1,9 @@
 """LoRA files in the formats people share, read into one form: module name -> down, up, alpha.
 
 Formats: diffusers (``unet.<module>.lora_A.weight``, also its older ``to_q_lora.down`` spelling), peft (a folder with
-``adapter_config.json``) and kohya (``lora_unet_<module with underscores>.lora_down.weight`` and ``.alpha``; for SD 3
-under the original checkpoint's names, where query, key and value are one layer).
+``adapter_config.json``) and kohya (``lora_unet_<module with underscores>.lora_down.weight`` and ``.alpha``; for SDXL
+and SD 3 under the original checkpoints' names: the one counts its blocks through, the other has query, key and value in
+one layer).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -31,6 +34,8 @@ _TEXT_ENCODERS = ("text_encoder", "lora_te")
 _PEFT_PREFIX = "base_model.model."
 _KOHYA_PREFIXES = ("lora_unet_", "lora_transformer_")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SGM_NAMES = ("input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_", "out_2")
+_FIRST_RESNETS = re.compile(r"down_blocks\.0\.resnets\.\d+")
 _SD3_BLOCK = re.compile(r"joint_blocks_(?P<block>\d+)_(?P<layer>(?:x|context)_block_.+)")
 _SD3_LAYERS = {
     "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -164,15 +169,34 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _from_kohya(tensors: Mapping[str, Tensor], modules: Iterable[str]) -> dict[str, Tensor]:
     """Kohya writes the module's path with underscores; only the network itself can say where the dots were."""
     names = {module.replace(".", "_"): module for module in modules}
+    known = set(names.values())
+    layers_per_block = len({match[0] for match in map(_FIRST_RESNETS.match, known) if match})
     renamed = {}
     for key, tensor in tensors.items():
         flat, _, part = key.partition(".")
         flat = next((flat.removeprefix(prefix) for prefix in _KOHYA_PREFIXES if flat.startswith(prefix)), flat)
-        if flat in names:
-            renamed[f"{names[flat]}.{part}"] = tensor
+        name = names.get(flat) or _from_sgm(flat, layers_per_block)
+        if name in known:
+            renamed[f"{name}.{part}"] = tensor
         else:
-            renamed |= _from_kohya_sd3(flat, part, tensor, names.values()) or {key: tensor}
+            renamed |= _from_kohya_sd3(flat, part, tensor, known) or {key: tensor}
     return renamed
+
+
+def _from_sgm(flat: str, layers_per_block: int) -> str:
+    """A layer under the original SDXL checkpoint's name, such as ``input_blocks_4_1_proj_in``, as diffusers calls it.
+
+    Empty if it is none. diffusers' mapping is given one name at a time: of a file with both spellings it drops layers.
+    """
+    if not flat.startswith(_SGM_NAMES):
+        return ""
+    key = f"lora_unet_{flat}.lora_down.weight"
+    try:
+        (key,) = _maybe_map_sgm_blocks_to_diffusers({key: None}, SimpleNamespace(layers_per_block=layers_per_block))
+        (key,) = convert_unet_state_dict_to_peft({_convert_unet_lora_key(key): None})
+    except (ValueError, IndexError):  # no UNet has such a block
+        return ""
+    return str(key).removesuffix(".lora_A.weight")
 
 
 def _from_kohya_sd3(flat: str, part: str, tensor: Tensor, modules: Iterable[str]) -> dict[str, Tensor]:
