@@ -53,7 +53,7 @@ from diffalign.models import (
     save_adapter,
     using,
 )
-from models import random_sd15
+from models import RANDOM_MODELS
 
 PUBLISHED, EXACT = "published", ("adapters", "packed")
 Side = Callable[[Any], AbstractContextManager[Any]]
@@ -66,7 +66,8 @@ def main() -> None:
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = str(random_sd15(folder / "model")) if arguments.model == "sd15" else arguments.model
+        make = RANDOM_MODELS.get(arguments.model)
+        model = str(make(folder / "model")) if make else arguments.model
         family = load_family(model, dtype=dtype, device=device)
         modules = arguments.modules or make_modules(family, folder, rank=arguments.rank, size=arguments.effect)
         networks = three_networks(family, *modules)
@@ -80,13 +81,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-sd", help="tiny-sd, sd15 (random weights) or a model folder")
+    parser.add_argument("--model", default="tiny-sd", help="tiny-sd, sd15 or sdxl (random weights), a model folder")
     parser.add_argument("--modules", nargs=2, metavar="LORA", help="positive and negative; random ones by default")
     parser.add_argument("--rank", type=int, default=8, help="of random modules")
     parser.add_argument("--effect", type=float, default=0.002, help="standard deviation of random up matrices")
     parser.add_argument("--scale", type=float, default=2.0, help="of the guidance")
     parser.add_argument("--guidance", type=float, default=4.0, help="of text guidance")
-    parser.add_argument("--resolution", type=int, default=0, help="pixels; 32 for tiny-sd, else 512")
+    parser.add_argument("--resolution", type=int, default=0, help="pixels; 32 for tiny-sd, 1024 for sdxl, else 512")
     parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="images at a time")
     parser.add_argument("--steps", type=int, default=20)
@@ -97,7 +98,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write everything there too")
     arguments = parser.parse_args()
-    arguments.resolution = arguments.resolution or (32 if arguments.model.startswith("tiny") else 512)
+    own = {"tiny-sd": 32, "tiny-sd3": 32, "sdxl": 1024}.get(arguments.model, 512)
+    arguments.resolution = arguments.resolution or own
     return arguments
 
 

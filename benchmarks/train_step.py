@@ -47,7 +47,7 @@ from diffalign.train import (
 from diffalign.train.batches import remembered_rows
 from diffalign.train.rows import PreferenceRows, open_cache
 from diffalign.types import Pair
-from models import random_sd15
+from models import RANDOM_MODELS
 
 SIDES = ("chosen", "rejected")
 REMEMBER = 8  # draws per row
@@ -57,7 +57,8 @@ def main() -> None:
     arguments = parse()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = str(random_sd15(folder / "model")) if arguments.model == "sd15" else arguments.model
+        make = RANDOM_MODELS.get(arguments.model)
+        model = str(make(folder / "model")) if make else arguments.model
         pairs = make_pairs(folder / "pairs", arguments.rows, arguments.image_size)
         config = TrainConfig(
             model=model,
@@ -88,8 +89,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-sd", help="tiny-sd, sd15 (random weights) or a model folder")
-    parser.add_argument("--resolution", type=int, default=0, help="pixels; 32 for tiny-sd, else 512")
+    parser.add_argument("--model", default="tiny-sd", help="tiny-sd, sd15 or sdxl (random weights), a model folder")
+    parser.add_argument("--resolution", type=int, default=0, help="pixels; 32 for tiny-sd, 1024 for sdxl, else 512")
     parser.add_argument("--image-size", type=int, default=512, help="pixels of the image files")
     parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
     parser.add_argument("--batch", type=int, default=8, help="pairs per optimiser step")
@@ -99,7 +100,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    arguments.resolution = arguments.resolution or (32 if arguments.model.startswith("tiny") else 512)
+    own = {"tiny-sd": 32, "tiny-sd3": 32, "sdxl": 1024}.get(arguments.model, 512)
+    arguments.resolution = arguments.resolution or own
     return arguments
 
 
