@@ -205,7 +205,7 @@ def test_on_a_flow_grpo_lora_both_stages_begin_at_what_came_before(pairs: Path, 
     plan = tiny_twin(RECIPES.get("realalign_on_flow_grpo_sd35m").build(str(pairs)), model="tiny-sd3")
     with pytest.raises(DiffalignError, match="there is no flow-grpo-pickscore"):
         run_plan(plan, tmp_path / "without")
-    fit = {"objective": "sft", "settings": {}, "samples": None, "ema": None, "reference": "base", "start": ""}
+    fit = {"objective": "sft", "settings": {}, "samples": None, "ema": None, "reference": "start", "start": ""}
     tuned = plan.stages[0].replace(**fit)
     lora = train(tuned, tmp_path / "flow-grpo", cache=cache)
     plan = plan.replace(stages=(plan.stages[0].replace(start=str(lora)), plan.stages[1]))

@@ -66,9 +66,11 @@ def test_full_weights_against_a_denoiser_from_a_folder(data: Path, cache: Path, 
 
 @pytest.mark.parametrize("way", ["continue", "keep", "fuse"])
 def test_what_a_result_belongs_on_is_written_beside_it(
-    data: Path, cache: Path, tmp_path: Path, lora: Path, way: str
+    data: Path, cache: Path, tmp_path: Path, lora: Path, way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config(data, start=str(lora), start_as=way, num_steps=1), tmp_path, cache=cache)
+    train(config(data, start=str(lora), start_as=way, num_steps=1, lora={"alpha": 8.0}), tmp_path, cache=cache)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("of rank 4 and alpha 4; lora.rank 4 and lora.alpha 8 are not used" in said) == (way == "continue")
     for name in ("policy", "ema"):
         made_with = json.loads((tmp_path / name / "made_with.json").read_text())
         assert (made_with["model"], made_with["start"], made_with["start_as"]) == ("tiny-sd3", str(lora), way)

@@ -99,8 +99,10 @@ def tiny_twin(plan: Plan, *, model: str, num_steps: int = 2) -> Plan:
             "mixed_precision": "no",
         }
         if stage.samples is not None:
-            steps = min(3, stage.samples.num_steps)
-            changes["samples"] = stage.samples.replace(num_steps=steps, truncate=min(steps - 1, stage.samples.truncate))
+            samples: dict[str, Any] = {"num_steps": min(3, stage.samples.num_steps)}
+            if stage.samples.state == "truncated":
+                samples["truncate"] = min(samples["num_steps"] - 1, stage.samples.truncate)
+            changes["samples"] = stage.samples.replace(**samples)
         if stage.inversion is not None:
             changes["inversion"] = stage.inversion.replace(num_steps=min(2, stage.inversion.num_steps))
         stages.append(stage.replace(**changes))

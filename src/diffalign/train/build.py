@@ -186,7 +186,7 @@ def build_weights(config: TrainConfig, family: Family) -> LoraWeights | FullWeig
     elif lora and config.start_as == "continue":
         weights = LoraWeights(family)
         weights.load("policy", lora, trainable=True)
-        _tell_other_rank(config, weights)
+        _tell_other_size(config, weights)
     else:
         kept = lora and config.start_as == "keep"
         weights = LoraWeights(family, kept={"kept": 1.0} if kept else None)
@@ -204,12 +204,14 @@ def lora_settings(config: TrainConfig, family: Family) -> LoraSettings:
     return LoraSettings(rank=lora.rank, alpha=lora.alpha, targets=lora.targets or family.lora_targets, init=lora.init)
 
 
-def _tell_other_rank(config: TrainConfig, weights: LoraWeights) -> None:
+def _tell_other_size(config: TrainConfig, weights: LoraWeights) -> None:
     ranks = {value.shape[0] for key, value in weights.parameters("policy").items() if "lora_A" in key}
-    if ranks != {config.lora.rank}:
+    alpha = weights.family.denoiser.peft_config["policy"].lora_alpha  # of most layers
+    if ranks != {config.lora.rank} or alpha != config.lora.alpha:
         found = ", ".join(map(str, sorted(ranks)))
         warn(
-            f"training goes on with {config.start} as it is, of rank {found}; lora.rank {config.lora.rank} is not used"
+            f"training goes on with {config.start} as it is, of rank {found} and alpha {alpha:g}; lora.rank "
+            f"{config.lora.rank} and lora.alpha {config.lora.alpha:g} are not used"
         )
 
 

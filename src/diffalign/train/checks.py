@@ -12,13 +12,13 @@ from diffalign.core import DiffalignError, warn
 from diffalign.data import Preferences
 from diffalign.models import is_denoiser
 from diffalign.objectives import ObjectiveSpec, get_objective
-from diffalign.train.config import TrainConfig
+from diffalign.train.config import LoraConfig, StrengthConfig, TrainConfig
 from diffalign.train.quantities import Needs, needs_of, takes_candidates
 from diffalign.train.rows import candidate_count, common_metrics, row_weights
 from diffalign.train.strength import has_auto_beta, refuse_auto
 from diffalign.train.validation import check_validation
 
-__all__ = ["check", "needs_for", "preferences_of", "reference_path", "usable_rows"]
+__all__ = ["check", "needs_for", "preferences_of", "reference_path", "tell_unused", "usable_rows"]
 
 
 def check(config: TrainConfig) -> ObjectiveSpec:
@@ -57,12 +57,23 @@ def check(config: TrainConfig) -> ObjectiveSpec:
     return spec
 
 
+def tell_unused(config: TrainConfig) -> None:
+    """Warn of sections that serve another value of a setting: they may stay where a stage is varied."""
+    if config.train == "full" and config.lora != LoraConfig():
+        warn("train full trains all weights: the section lora is not used")
+    if config.strength != StrengthConfig() and not has_auto_beta(config):
+        warn("strength serves settings.beta auto, which is not set: the section strength is not used")
+
+
 def _check_start(config: TrainConfig) -> None:
     for what, path in (("start", config.start), ("reference", reference_path(config))):
         if path and not Path(path).exists():
             known = "" if what == "start" else "; known names are start, base and ema"
             raise DiffalignError(f"expected a LoRA or a denoiser folder as {what}, there is no {path}{known}")
     whole = is_denoiser(config.start)
+    if config.start_as != "continue" and (whole or not config.start):
+        found = f"start is {config.start}, a denoiser" if whole else "start is empty"
+        raise DiffalignError(f"start_as {config.start_as} says what becomes of a LoRA, but {found}: set it to continue")
     if config.train == "full" and config.start and not whole and config.start_as != "fuse":
         raise DiffalignError("with train full, a LoRA to start from can only be fused: set start_as to fuse")
     replaced = bool(config.start) and (whole or config.start_as == "fuse")
@@ -109,8 +120,15 @@ def _check_rows(config: TrainConfig, spec: ObjectiveSpec, needs: Needs, preferen
         row_weights(preferences, config.weights)
     if config.metrics and not takes_candidates(spec):
         raise DiffalignError(f"objective {spec.name!r} looks at pairs, not at scores: leave metrics out")
+    if config.reference != "start" and not needs.reference:
+        raise DiffalignError(
+            f"objective {spec.name!r} compares with no reference (it asks for no ref_*): leave reference at start, not "
+            f"{config.reference}"
+        )
     if config.outside_weight < 1 and not (preferences.form == "pair" and any(preferences.masks())):
         raise DiffalignError("outside_weight below 1 needs pairs with damage masks, and no row has one: leave it at 1")
+    if config.outside_weight < 1 and not {f"{side}_err" for side in needs.sides if side != "policy"} & set(spec.inputs):
+        raise DiffalignError(f"objective {spec.name!r} has no error of an image to weigh: leave outside_weight at 1")
     if config.inversion is not None and not set(needs.sides) - {"policy"}:
         raise DiffalignError(f"objective {spec.name!r} looks at own samples alone: leave inversion out")
     if config.remember and any(name.startswith("ref_") and name.endswith("_pred") for name in spec.inputs):

@@ -81,11 +81,19 @@ class SamplesConfig(Config):
         """Checks that concern several settings.
 
         Raises:
-            DiffalignError: a state that was not made by adding noise shall be scored against noise; or a way is broken
-                off after its end.
+            DiffalignError: a state that was not made by adding noise shall be scored against noise; a way is broken
+                off after its end; or a setting belongs to another state.
         """
         if self.state != "renoised" and self.target == "noise":
             raise DiffalignError(f"samples.target noise needs samples.state renoised: a {self.state} has no true noise")
+        if self.noise != _default(self, "noise") and self.state != "renoised":
+            raise DiffalignError(
+                f"samples.noise {self.noise} needs samples.state renoised: a {self.state} is not noised with it"
+            )
+        if self.truncate != _default(self, "truncate") and self.state != "truncated":
+            raise DiffalignError(
+                f"samples.truncate {self.truncate} needs samples.state truncated: a {self.state} goes its whole way"
+            )
         if self.state == "truncated" and self.truncate >= self.num_steps:
             raise DiffalignError(
                 f"samples.truncate {self.truncate} must stay below samples.num_steps {self.num_steps}: the way is "
@@ -142,7 +150,8 @@ class ValidationConfig(Config):
         """Checks that concern several settings.
 
         Raises:
-            DiffalignError: a reward is named that is not among the rewards, or one is named twice.
+            DiffalignError: a reward is named that is not among the rewards, or one is named twice; or nothing can have
+                the diversity that is asked for.
         """
         if len(set(self.rewards)) != len(self.rewards):
             raise DiffalignError(f"expected every one of validation.rewards once, got {', '.join(self.rewards)}")
@@ -150,6 +159,11 @@ class ValidationConfig(Config):
         for where, name in named:
             if name not in self.rewards:
                 raise unknown(f"one of validation.rewards in validation.{where}", name, self.rewards)
+        if self.num_seeds == 1 and self.min_diversity not in (0, _default(self, "min_diversity")):
+            raise DiffalignError(
+                f"validation.min_diversity {self.min_diversity:g} needs validation.num_seeds of at least 2: one image "
+                "per prompt has no diversity"
+            )
 
 
 class TrainConfig(Config):
@@ -221,3 +235,11 @@ class TrainConfig(Config):
                 f"start_as fuse with {self.mixed_precision} rounds part of the LoRA away: set start_as to keep, which "
                 "gives the same model and loses nothing"
             )
+        if self.inversion is not None and self.samples is not None and self.samples.noise == "shared":
+            raise DiffalignError(
+                "samples.noise shared is the noise added to the real image, and with inversion none is: leave one out"
+            )
+
+
+def _default(config: Config, name: str) -> Any:
+    return type(config).model_fields[name].default

@@ -14,7 +14,7 @@ import torch
 from diffalign.core import DiffalignError, RunFolder, get_console, progress, remove_stale
 from diffalign.train.build import Run, build_run, is_finished, make_accelerator, save_result
 from diffalign.train.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from diffalign.train.checks import check
+from diffalign.train.checks import check, tell_unused
 from diffalign.train.config import TrainConfig
 from diffalign.train.interrupts import finish_step_first
 from diffalign.train.log import MetricsLog
@@ -68,6 +68,8 @@ def train(
             stack.enter_context(RunFolder.open(folder, written, kind="train"))
         if is_finished(config, folder):
             return folder / "policy"
+        if is_main:
+            tell_unused(config)
         stack.enter_context(deterministic(accelerator.device))
         latents = Path(cache or folder / "latents")
         if has_auto_beta(config):

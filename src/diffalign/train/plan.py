@@ -11,7 +11,7 @@ from diffalign.core import Config, DiffalignError, RunFolder, get_console, seed_
 from diffalign.models import is_denoiser
 from diffalign.train.build import make_accelerator
 from diffalign.train.checks import check
-from diffalign.train.config import TrainConfig
+from diffalign.train.config import LoraConfig, TrainConfig
 from diffalign.train.loop import train
 
 __all__ = ["Plan", "check_plan", "run_plan"]
@@ -43,6 +43,12 @@ class Plan(Config):
                     f"stage {number} has no base to refer to once the weights before it are in its place: set "
                     f"stages[{number - 1}].reference to start, or start_as to keep"
                 )
+            if before.train == "full" and stage.start_as != "continue":
+                raise DiffalignError(
+                    f"stage {number} starts from the denoiser that stages[{number - 2}].train full gives, and start_as "
+                    f"{stage.start_as} says what becomes of a LoRA: set stages[{number - 1}].start_as to continue"
+                )
+            _refuse_idle_lora(number, before, stage)
             if before.train == "lora" and stage.start_as == "fuse" and stage.mixed_precision != "no":
                 raise DiffalignError(f"stage {number}: start_as fuse rounds part of the LoRA away; set it to keep")
             if stage.start:
@@ -88,10 +94,25 @@ def check_plan(plan: Plan) -> None:
     Raises:
         DiffalignError: a stage does not fit, or what it starts from would be lost to the stage after it.
     """
-    for stage in plan.stages:
-        check(stage)
+    check(plan.stages[0])
+    for stage in plan.stages[1:]:
+        check(stage.replace(start_as="continue"))  # of the start, which is not there yet; see ``Plan``
     for number, stage in enumerate(plan.stages[:-1], start=1):
         _refuse_lost_start(number, stage)
+
+
+def _refuse_idle_lora(number: int, before: TrainConfig, stage: TrainConfig) -> None:
+    """A stage that goes on with the LoRA of the one before has no say in its size.
+
+    Raises:
+        DiffalignError: its section lora says something else.
+    """
+    goes_on = before.train == stage.train == "lora" and stage.start_as == "continue"
+    if goes_on and stage.lora not in (before.lora, LoraConfig()):
+        raise DiffalignError(
+            f"stage {number} trains on the LoRA of the stage before it, so stages[{number - 1}].lora has no effect: "
+            f"leave it out, or set it to that of stages[{number - 2}].lora; or set start_as to keep"
+        )
 
 
 def _refuse_lost_start(number: int, stage: TrainConfig) -> None:
