@@ -355,6 +355,9 @@ def test_images_that_are_not_finite_are_grey_and_counted(
         ({"rewards": ("tiny-clip",), "choose": "luminance"}, "in validation.choose 'luminance'"),
         ({"rewards": ("tiny-clip",), "weights": {"tiny-clap": "there"}}, "in validation.weights 'tiny-clap'; nearest"),
         ({"rewards": ("tiny-clip", "tiny-clip")}, "every one of validation.rewards once"),
+        ({"rewards": ("hpsv2.1",)}, "reward 'hpsv2.1' needs converted weights: get "),
+        ({"rewards": ("sgp:tiny-clip",), "weights": {"sgp:tiny-clip": "no/such"}}, "no/such is neither a folder nor"),
+        ({"rewards": ("luminance",), "choose": "luminance"}, "more of it is not better"),
         ({"prompts": "photgraphs"}, "nearest: photographs"),
         ({"prompts": "empty.txt"}, "holds no prompts"),
         ({"prompts": "absent.txt"}, "cannot read absent.txt"),
@@ -370,12 +373,6 @@ def test_mistakes_are_told_before_any_weight_loads(
         train(validated(data, **changes), tmp_path / "run")
     with pytest.raises(DiffalignError, match=r"validation.num_steps"):
         config(data, validation={"prompts": "photographs", "num_steps": 1001})
-
-
-def test_a_reward_without_a_direction_cannot_choose(data: Path, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(DiffalignError, match="more of it is not better"):
-        train(validated(data, rewards=("luminance",), choose="luminance"), tmp_path, cache=cache)
-    assert metrics(tmp_path) == []
 
 
 def test_when_and_how_much(data: Path) -> None:

@@ -206,7 +206,8 @@ def lora_settings(config: TrainConfig, family: Family) -> LoraSettings:
 
 def _tell_other_size(config: TrainConfig, weights: LoraWeights) -> None:
     ranks = {value.shape[0] for key, value in weights.parameters("policy").items() if "lora_A" in key}
-    alpha = weights.family.denoiser.peft_config["policy"].lora_alpha  # of most layers
+    denoiser: Any = weights.family.denoiser
+    alpha = denoiser.peft_config["policy"].lora_alpha  # of most layers
     if ranks != {config.lora.rank} or alpha != config.lora.alpha:
         found = ", ".join(map(str, sorted(ranks)))
         warn(

@@ -21,7 +21,7 @@ from diffalign.train.log import MetricsLog
 from diffalign.train.step import NotFiniteError, remember, take_step, wrap
 from diffalign.train.strength import has_auto_beta
 from diffalign.train.trial import find_beta, tell_beta
-from diffalign.train.validator import Validator
+from diffalign.train.validator import Validator, check_rewards
 
 __all__ = ["NotFiniteError", "train"]
 
@@ -70,6 +70,7 @@ def train(
             return folder / "policy"
         if is_main:
             tell_unused(config)
+            check_rewards(config)
         stack.enter_context(deterministic(accelerator.device))
         latents = Path(cache or folder / "latents")
         if has_auto_beta(config):

@@ -37,7 +37,7 @@ from diffalign.data import encode_png, from_tensor
 from diffalign.rewards import Reward, load_reward, score
 from diffalign.sample import PromptRow, initial_noise, sample_latents
 from diffalign.train.build import Run, save_weights
-from diffalign.train.config import ValidationConfig
+from diffalign.train.config import TrainConfig, ValidationConfig
 from diffalign.train.validation import (
     chosen,
     diversity,
@@ -49,7 +49,7 @@ from diffalign.train.validation import (
     validation_steps,
 )
 
-__all__ = ["Validator"]
+__all__ = ["Validator", "check_rewards"]
 
 COLLAPSE = "diversity_collapse"
 Row = dict[str, Any]
@@ -116,13 +116,8 @@ class Validator:
         if self._rewards is not None:
             return
         device = self._run.accelerator.device
-        self._rewards = [load_reward(name, weights=wanted.weights.get(name), device=device) for name in wanted.rewards]
+        self._rewards = _load_rewards(wanted, device)
         for name, reward in zip(wanted.rewards, self._rewards, strict=True):
-            if name == wanted.choose and reward.card.higher_is_better is not True:
-                raise DiffalignError(
-                    f"validation.choose {name!r}: more of it is not better. Choose by another reward, or by a function "
-                    "of your own as module:function"
-                )
             before = self._rows[-1]["rewards"][name]["identity"] if self._rows else reward.card.identity
             if before != reward.card.identity:
                 raise DiffalignError(
@@ -287,24 +282,56 @@ def _tell_choice(wanted: ValidationConfig, best: Mapping[str, Any] | None, folde
         shutil.rmtree(folder)
 
 
+def check_rewards(config: TrainConfig) -> None:
+    """Load the rewards of a stage's validation on the CPU and let them go: what is missing is told before anything is
+    encoded.
+
+    Raises:
+        DiffalignError: weights are missing, or the reward that chooses says not what is better.
+    """
+    if config.validation is not None:
+        with _own_chance(config.seed, torch.device("cpu")):
+            _load_rewards(config.validation, torch.device("cpu"))
+
+
+def _load_rewards(wanted: ValidationConfig, device: torch.device) -> list[Reward]:
+    rewards = [load_reward(name, weights=wanted.weights.get(name), device=device) for name in wanted.rewards]
+    for name, reward in zip(wanted.rewards, rewards, strict=True):
+        if name == wanted.choose and reward.card.higher_is_better is not True:
+            raise DiffalignError(
+                f"validation.choose {name!r}: more of it is not better. Choose by another reward, or by a function "
+                "of your own as module:function"
+            )
+    return rewards
+
+
 def _stacked(conditions: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
     return {key: torch.stack([one[key] for one in conditions]).to(device) for key in conditions[0]}
 
 
 @contextmanager
 def _apart(run: Run) -> Iterator[None]:
-    """Inside the block chance begins anew from the run's seed, and training's goes on afterwards where it was; networks
-    are called without the wrapper under which processes wait for each other at every pass."""
-    device, seed = run.accelerator.device, seed_from("validation", run.config.seed)
-    wrapped, ours, numpy_state = dict(run.weights.wrapped), random.getstate(), np.random.get_state()
+    """Inside the block chance is the validation's own, and networks are called without the wrapper under which
+    processes wait for each other at every pass."""
+    wrapped = dict(run.weights.wrapped)
+    with _own_chance(run.config.seed, run.accelerator.device):
+        try:
+            run.weights.wrapped.clear()
+            yield
+        finally:
+            run.weights.wrapped.update(wrapped)
+
+
+@contextmanager
+def _own_chance(run_seed: int, device: torch.device) -> Iterator[None]:
+    """Inside the block chance begins anew from the run's seed, and training's goes on afterwards where it was."""
+    seed, ours, numpy_state = seed_from("validation", run_seed), random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            run.weights.wrapped.clear()
             yield
         finally:
-            run.weights.wrapped.update(wrapped)
             random.setstate(ours)
             np.random.set_state(numpy_state)
