@@ -11,8 +11,8 @@ The release trains on Pick-a-Pic v2, or on HPDv3 with an optional filter: pairs 
 flux, kolors, sd3, sdxl, hunyuan, real_images, infinity and midjourney. ``read_hpdv3(path, sources=[...])`` does that.
 It pads to a square at random there; images are cropped here.
 
-Departures: AdamW on SDXL too, where the release has Adafactor. Full weights as released: ``--set stages.0.train=lora``
-trains modules that one network can hold side by side.
+Departures: on SDXL those of ``diffusion_dpo``, AdamW for Adafactor among them. Full weights as released:
+``--set stages.0.train=lora`` trains modules that one network can hold side by side.
 """
 
 from __future__ import annotations
