@@ -5,8 +5,8 @@ stated] our choice. Paper and release differ a thousandfold in the learning rate
 who reproduced it. Effective learning rates are given: the release writes 1e-8 times the batch of 2048.
 
 Departures: AdamW on SDXL too, where the release has Adafactor. Also there: prompts are dropped to the model's own
-unconditional branch, zeros, where the release encodes the empty text, and the autoencoder is the model's own in float32,
-where the release has one retuned for half precision.
+unconditional branch, zeros, where the release encodes the empty text, and the autoencoder is the model's own in
+float32, where the release has one retuned for half precision.
 """
 
 from __future__ import annotations
