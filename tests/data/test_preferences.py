@@ -332,6 +332,8 @@ def test_images_are_listed_once_in_order(tmp_path, pair):
     expected = [pair(0).chosen, pair(0).rejected, pair(1).chosen, pair(2).chosen, pair(2).rejected]
     assert hashes == [image_sha256(image) for image in expected]
     assert [image_sha256(load()) for _, load in there.images()] == hashes
+    rejected = [image_sha256(image) for image in (pair(0).rejected, same, pair(2).rejected)]
+    assert [sha256 for sha256, _ in there.images([1])] == rejected
 
 
 def test_missing_hashes_are_named(tmp_path, pair):

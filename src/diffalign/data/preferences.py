@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,16 @@ class Preferences(Sequence[Row]):
             raise DiffalignError("pairs that are read as candidate sets are not stored as such; take the pairs")
         return self._record(self._rows[index])
 
-    def images(self) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
-        """Every distinct image once, in the order of rows: its content hash and a function that decodes it."""
+    def images(self, positions: Collection[int] | None = None) -> Iterator[tuple[str, Callable[[], Image.Image]]]:
+        """Every distinct image once, in the order of rows: its content hash and a function that decodes it.
+
+        Args:
+            positions: which images of a row: 0 the chosen and 1 the rejected one, or among the K; all by default.
+        """
         seen: set[str] = set()
         for row, hashes in zip(self._rows, self.image_hashes(), strict=True):
             for position, sha256 in enumerate(hashes):
-                if sha256 not in seen:
+                if sha256 not in seen and (positions is None or position in positions):
                     seen.add(sha256)
                     yield sha256, partial(self._image, row, position)
 

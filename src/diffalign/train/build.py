@@ -108,7 +108,9 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
     set_text_length(family, config)
     validated = validation_prompts(config)
     if accelerator.is_main_process:
-        filled = fill_cache(cache, family, preferences, resolution=config.resolution, flip=config.flip)
+        filled = fill_cache(
+            cache, family, preferences, resolution=config.resolution, flip=config.flip, sides=needs.images
+        )
         filled.fill_prompts([row.prompt for row in validated], family.encode_prompts)
     accelerator.wait_for_everyone()
     latents = open_cache(cache, family, resolution=config.resolution)
@@ -118,7 +120,7 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
     rows = PreferenceRows(
         preferences,
         latents,
-        sides=[side for side in needs.sides if side != "policy"],
+        sides=needs.images,
         flip=config.flip,
         prompt_drop=config.prompt_drop,
         metrics=config.metrics,

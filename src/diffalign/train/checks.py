@@ -127,9 +127,9 @@ def _check_rows(config: TrainConfig, spec: ObjectiveSpec, needs: Needs, preferen
         )
     if config.outside_weight < 1 and not (preferences.form == "pair" and any(preferences.masks())):
         raise DiffalignError("outside_weight below 1 needs pairs with damage masks, and no row has one: leave it at 1")
-    if config.outside_weight < 1 and not {f"{side}_err" for side in needs.sides if side != "policy"} & set(spec.inputs):
+    if config.outside_weight < 1 and not {f"{side}_err" for side in needs.images} & set(spec.inputs):
         raise DiffalignError(f"objective {spec.name!r} has no error of an image to weigh: leave outside_weight at 1")
-    if config.inversion is not None and not set(needs.sides) - {"policy"}:
+    if config.inversion is not None and not needs.images:
         raise DiffalignError(f"objective {spec.name!r} looks at own samples alone: leave inversion out")
     if config.remember and any(name.startswith("ref_") and name.endswith("_pred") for name in spec.inputs):
         raise DiffalignError(

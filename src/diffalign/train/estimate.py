@@ -28,6 +28,7 @@ from diffalign.train.checkpoints import KEEP
 from diffalign.train.checks import needs_for, preferences_of, reference_path
 from diffalign.train.config import TrainConfig
 from diffalign.train.quantities import Needs
+from diffalign.train.rows import image_positions
 from diffalign.train.validation import validation_calls
 from diffalign.train.weights import FullWeights, LoraWeights
 
@@ -71,7 +72,8 @@ def estimate(config: TrainConfig) -> Estimate:
         for parameter in weights.parameters("policy").values():
             parameter.data = parameter.to(family.dtype)  # what autocast computes in
     spec = get_objective(config.objective)
-    needs = needs_for(spec, preferences_of(config, spec))
+    preferences = preferences_of(config, spec)
+    needs = needs_for(spec, preferences)
     with weights.active("policy") as predict:
         inputs = _inputs(family, config, config.micro_batch_size * len(needs.policy))
         forward, both, activations = _count(lambda: predict(*inputs), family.denoiser)
@@ -83,7 +85,8 @@ def estimate(config: TrainConfig) -> Estimate:
     flops = (both + forward * _passes_without_gradient(config, needs)) / config.micro_batch_size * config.batch_size
     drawn = validation_calls(config) / config.num_steps
     flops += drawn * forward / (config.micro_batch_size * len(needs.policy))
-    return Estimate(_memory(config, family, needs, trained, activations), _disk(config, family, trained), flops)
+    disk = _disk(config, family, preferences, needs, trained)
+    return Estimate(_memory(config, family, needs, trained, activations), disk, flops)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -129,10 +132,11 @@ def _memory(config: TrainConfig, family: Family, needs: Needs, trained: int, act
     }
 
 
-def _disk(config: TrainConfig, family: Family, trained: int) -> dict[str, int]:
-    preferences = Preferences(config.data)
+def _disk(config: TrainConfig, family: Family, preferences: Preferences, needs: Needs, trained: int) -> dict[str, int]:
+    wanted = image_positions(preferences, needs.images)
+    rows = [row if wanted is None else [row[position] for position in wanted] for row in preferences.image_hashes()]
     cache = estimate_bytes(
-        num_images=len({image for both in preferences.image_hashes() for image in both}),
+        num_images=len({image for row in rows for image in row}),
         num_views=2 if config.flip else 1,
         latent_shape=family.latent_shape(config.resolution, config.resolution),
         num_prompts=len({"", *preferences.prompts()}),

@@ -38,6 +38,11 @@ class Needs:
     old: tuple[str, ...]
     row: tuple[str, ...] = field(default=())
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The sides that are images of the rows; own samples are none."""
+        return tuple(side for side in self.sides if side != "policy")
+
 
 def takes_candidates(spec: ObjectiveSpec) -> bool:
     """Whether an objective looks at candidate sets rather than at pairs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,10 +27,13 @@ __all__ = [
     "damage_masks",
     "data_hash",
     "fill_cache",
+    "image_positions",
     "open_cache",
     "row_weights",
     "score_tensor",
 ]
+
+PAIR = ("chosen", "rejected")  # as rows hold them
 
 
 class Latents(Protocol):
@@ -97,7 +100,7 @@ class PreferenceRows:
         self._ids, self._prompts, self.masks = preferences.ids(), preferences.prompts(), masks
         self._row = {"weight": row_weights(preferences, weights)}
         if preferences.form == "pair":
-            names: tuple[str, ...] = ("chosen", "rejected")
+            names: tuple[str, ...] = PAIR
             self._row["label"] = torch.tensor(preferences.labels())
         else:
             names = candidate_sides(candidate_count(preferences))
@@ -237,9 +240,19 @@ class LiveLatents:
 
 
 def fill_cache(
-    folder: str | Path, family: Family, preferences: Preferences, *, resolution: int, flip: bool, batch_size: int = 8
+    folder: str | Path,
+    family: Family,
+    preferences: Preferences,
+    *,
+    resolution: int,
+    flip: bool,
+    sides: Collection[str] | None = None,
+    batch_size: int = 8,
 ) -> LatentCache:
     """Encode what the cache in ``folder`` does not hold yet, and open it.
+
+    The sides of pairs go one after the other, in batches of their own: a side is encoded to the same bits whether the
+    other one is wanted, there already, or comes later. Of candidate sets all images are encoded.
 
     Args:
         folder: of the cache; several models and resolutions may share it.
@@ -247,15 +260,26 @@ def fill_cache(
         preferences: rows whose images and prompts are wanted.
         resolution: pixels, resized by the shorter side and cropped at the centre.
         flip: encode the mirrored view too.
+        sides: of pairs, which images are wanted: "chosen", "rejected"; both by default.
         batch_size: images per pass.
     """
     cache = open_cache(folder, family, resolution=resolution)
     views: tuple[View, ...] = ("plain", "flipped") if flip else ("plain",)
-    images = progress(preferences.images(), total=None, description="encoding images", unit="images")
-    cache.fill(images, family.encode_images, views=views, batch_size=batch_size)
+    positions = image_positions(preferences, sides)
+    for one in [None] if positions is None else [[position] for position in positions]:
+        said = "images" if one is None else f"{PAIR[one[0]]} images"
+        images = progress(preferences.images(one), total=None, description=f"encoding {said}", unit="images")
+        cache.fill(images, family.encode_images, views=views, batch_size=batch_size)
     prompts = dict.fromkeys(["", *preferences.prompts()])
     cache.fill_prompts(list(prompts), family.encode_prompts)
     return cache
+
+
+def image_positions(preferences: Preferences, sides: Collection[str] | None) -> list[int] | None:
+    """Which of a row's images are wanted: of pairs those of these sides; of candidate sets all, which is None."""
+    if preferences.form == "candidates":
+        return None
+    return [position for position, side in enumerate(PAIR) if sides is None or side in sides]
 
 
 def open_cache(folder: str | Path, family: Family, *, resolution: int) -> LatentCache:
