@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +73,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
             return [self.change(prompt, image, self.calls) for prompt, image in zip(prompts, images, strict=True)]
 
     def install(change: Change) -> None:
-        monkeypatch.setattr(module, "load_sampler", lambda *args, **kwargs: Toy(change))
+        monkeypatch.setattr(module, "load_sampler", lambda *args, **kwargs: nullcontext(Toy(change)))
 
     install(lambda prompt, image, calls: image)
     return install
@@ -119,7 +120,8 @@ def test_the_provenance_says_how_the_images_can_be_made_again(tmp_path: Path) ->
     wanted = config(limit=1)
     generate_candidates(wanted, tmp_path / "run")
     origin = Preferences(tmp_path / "run")[0].provenance
-    identity = load_sampler(wanted.sample).identity
+    with load_sampler(wanted.sample) as sampler:
+        identity = sampler.identity
     assert origin.model_revision == identity["model"] and origin.seed == 0 and origin.method == "sample"
     assert origin.parameters == {**identity, "model": "tiny-sd", "seeds": [0, 1, 2]}
     assert origin.parameters["adapter"] == adapter_identity(wanted.sample) == ""

@@ -55,6 +55,11 @@ def draw(sampler: ImageSampler) -> list[Image.Image]:
     return sampler(PROMPTS, torch.stack([initial_noise(sampler.latent_shape, prompt, 0) for prompt in PROMPTS]))
 
 
+def drawn(wanted: SampleConfig) -> list[Image.Image]:
+    with load_sampler(wanted) as sampler:
+        return draw(sampler)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_lora_acts_as_in_diffusers(lora: tuple[str, str], scale: float) -> None:
     model, path = lora
@@ -64,38 +69,33 @@ def test_a_lora_acts_as_in_diffusers(lora: tuple[str, str], scale: float) -> Non
     pipe.load_lora_weights(path, adapter_name="policy")
     pipe.set_adapters("policy", scale)
     expected = draw(pipeline_sampler(pipe, model=model, num_steps=3, guidance_scale=2.0))
-    ours = load_sampler(config(model, adapter=path, adapter_scale=scale))
-    assert difference(draw(ours), expected) <= 1
-    assert difference(draw(load_sampler(config(model))), expected) > 1
+    with load_sampler(config(model, adapter=path, adapter_scale=scale)) as ours:
+        assert difference(draw(ours), expected) <= 1
+    assert difference(drawn(config(model)), expected) > 1
     assert ours.identity["adapter"] == adapter_identity(config(adapter=path)) + ("" if scale == 1 else " x 0.5")
 
 
 def test_an_adapter_at_scale_zero_is_the_model(lora: tuple[str, str]) -> None:
     model, path = lora
-    assert (
-        difference(
-            draw(load_sampler(config(model, adapter=path, adapter_scale=0.0))), draw(load_sampler(config(model)))
-        )
-        == 0
-    )
+    assert difference(drawn(config(model, adapter=path, adapter_scale=0.0)), drawn(config(model))) == 0
 
 
 def test_a_denoiser_folder_takes_the_models_place(tmp_path: Path) -> None:
     family = load_family("tiny-sd")
-    before = draw(load_sampler(config()))
+    before = drawn(config())
     with torch.no_grad():
         next(family.denoiser.parameters()).mul_(0.5)
     family.denoiser.save_pretrained(tmp_path / "unet")  # type: ignore[operator]
-    tuned = load_sampler(config(adapter=str(tmp_path / "unet")))
-    assert difference(draw(tuned), before) > 1 and tuned.identity["adapter"]
+    with load_sampler(config(adapter=str(tmp_path / "unet"))) as tuned:
+        assert difference(draw(tuned), before) > 1 and tuned.identity["adapter"]
     with pytest.raises(DiffalignError, match="no adapter_scale"):
-        load_sampler(config(adapter=str(tmp_path / "unet"), adapter_scale=0.5))
+        drawn(config(adapter=str(tmp_path / "unet"), adapter_scale=0.5))
 
 
 def test_precision_is_part_of_the_identity() -> None:
-    full, half = load_sampler(config()), load_sampler(config(precision="bf16"))
-    assert full.identity | {"dtype": "torch.bfloat16"} == half.identity
-    assert difference(draw(full), draw(half)) > 0
+    with load_sampler(config()) as full, load_sampler(config(precision="bf16")) as half:
+        assert full.identity | {"dtype": "torch.bfloat16"} == half.identity
+        assert difference(draw(full), draw(half)) > 0
 
 
 def test_a_run_from_settings_keeps_them(tmp_path: Path) -> None:

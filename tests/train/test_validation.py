@@ -22,7 +22,7 @@ from diffalign.rewards import clip_features, load_reward
 from diffalign.sample import family_sampler, initial_noise, read_prompts
 from diffalign.stats import pairwise_diversity
 from diffalign.train import TrainConfig, train
-from diffalign.train.validation import chosen, diversity, draw_grid, prompt_means, validation_calls, validation_steps
+from diffalign.train.validation import chosen, diversity, prompt_means, validation_calls, validation_steps
 
 LEFT, TOP, CELL, PITCH, ENLARGED = 220, 32, 128, 132, 4  # pixels of a grid of 32-pixel images
 
@@ -381,18 +381,6 @@ def test_when_and_how_much(data: Path) -> None:
     assert validation_steps(settings) == [0, 2, 4, 6, 7] and validation_calls(settings) == 5 * 2 * 2 * 2 * 2
     assert validation_calls(validated(data, num_steps=7, guidance_scale=1.0)) == 5 * 2 * 2 * 2
     assert validation_steps(config(data)) == [] and validation_calls(config(data)) == 0
-
-
-def test_a_grid_has_its_labels_beside_its_images() -> None:
-    long = "a very long prompt that goes on and on " * 20
-    images = [Image.new("RGB", (600, 300), "red"), Image.new("RGB", (600, 300), "blue"), None, None]
-    grid = draw_grid("step 5", ["a cat", long], images)
-    assert grid.size == (LEFT + 2 * (256 + 4), TOP + 2 * (128 + 4))
-    assert [grid.getpixel((x, TOP + 5)) for x in (LEFT + 5, LEFT + 265)] == [(255, 0, 0), (0, 0, 255)]
-    assert grid.getpixel((LEFT + 5, TOP + 137)) == (128, 128, 128)
-    label, blank = grid.crop((0, TOP, LEFT, TOP + 132)), grid.crop((0, TOP + 60, LEFT, TOP + 130))
-    assert label.convert("L").getextrema()[0] < 100 and blank.convert("L").getextrema() == (255, 255)
-    assert draw_grid("", ["p"] * 40, [Image.new("RGB", (32, 32))] * 400).size == (LEFT + 8 * PITCH, TOP + 32 * PITCH)
 
 
 def test_two_processes_draw_what_one_draws(data: Path, cache: Path, tmp_path: Path) -> None:

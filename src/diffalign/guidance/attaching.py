@@ -11,8 +11,9 @@ from torch import nn
 from diffalign.core import DiffalignError
 from diffalign.guidance.branches import TextRows
 from diffalign.guidance.contract import Guide, Site
+from diffalign.guidance.registry import refuse_denoiser
 from diffalign.guidance.running import GuidedForward, Packed, Refresh
-from diffalign.models import RowSwitch, adapter_names, is_denoiser, load_adapter, remove_adapter, row_adapters
+from diffalign.models import RowSwitch, adapter_names, load_adapter, remove_adapter, row_adapters
 
 __all__ = ["attach"]
 
@@ -61,8 +62,7 @@ def attach(
         ``with attach(pipe, Contrastive(positive="runs/pos", negative="runs/neg", scale=4.0)): pipe("a corgi's head")``
     """
     refresh = Refresh(every=refresh_every, above=refresh_above)
-    if refresh.holds and not guide.held:
-        raise DiffalignError(f"{type(guide).__name__} adds no difference that could be held: leave refresh_* out")
+    refresh.check(guide)
     prefix, denoiser = _denoiser_of(pipeline)
     network: nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # inside what torch.compile returned
     if vars(network).get(_GUIDED):
@@ -106,11 +106,7 @@ def _load(stack: ExitStack, network: nn.Module, guide: Guide, prefix: str) -> di
     loaded = {}
     for role, path in guide.adapters.items():
         name = _PREFIX + role
-        if is_denoiser(path):
-            raise DiffalignError(
-                f"{path} holds a whole denoiser, and guides take LoRAs on one network: train the module as a LoRA "
-                "(--set stages.0.train=lora), or merge it with diffalign merge"
-            )
+        refuse_denoiser(path)
         load_adapter(network, path, name, prefix=prefix)
         stack.callback(_unload, network, name)
         loaded[role] = name

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError
 from diffalign.guidance.contract import Branch, Pass, Site
+from diffalign.guidance.registry import register_guide
 from diffalign.guidance.strength import check_equal_shapes
 
 __all__ = ["CHATS", "chats", "chats_text"]
@@ -57,6 +58,7 @@ def chats_text(empty: Tensor, prompt: Tensor, *, alpha: float) -> Tensor:
     return (1 + alpha) * empty - alpha * prompt
 
 
+@register_guide("chats", positive="winner", negative="loser")
 @dataclass(frozen=True, kw_only=True)
 class CHATS:
     """The winner on the conditional and the loser on the unconditional branch, two evaluations a step.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError
 from diffalign.guidance.contract import BASE
+from diffalign.guidance.registry import register_guide
 from diffalign.guidance.strength import PreferenceGuide, check_equal_shapes, per_sample
 
 __all__ = ["Contrastive", "PlusMinus", "Weighted", "contrastive", "weighted"]
@@ -85,6 +86,7 @@ def _weighted_difference(base: Tensor, members: Sequence[tuple[float, Tensor]]) 
     return difference
 
 
+@register_guide("cpgd", strength="scale", positive="positive", negative="negative")
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(PreferenceGuide):
     """cPGD with two LoRAs.
@@ -122,6 +124,7 @@ class Contrastive(PreferenceGuide):
         return contrastive(preds[BASE], preds["positive"], preds["negative"], scale=scale)
 
 
+@register_guide("plus_minus", strength="scale", positive="module")
 @dataclass(frozen=True, kw_only=True)
 class PlusMinus(PreferenceGuide):
     """cPGD with one LoRA: as it is against its own mirror image, m_base + w (m(+s) - m(-s)).

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError
 from diffalign.guidance.contract import BASE, BASE_ALONE, Branch, Pass, Site
+from diffalign.guidance.registry import register_guide
 from diffalign.guidance.strength import check_equal_shapes
 
 __all__ = ["DiffusionNPO", "diffusion_npo"]
@@ -44,6 +45,7 @@ def diffusion_npo(positive: Tensor, negative: Tensor, *, guidance_scale: float) 
     return negative + guidance_scale * (positive - negative)
 
 
+@register_guide("npo", positive="positive", negative="negative")
 @dataclass(frozen=True, kw_only=True)
 class DiffusionNPO:
     """Two models on the two text branches; the pipeline's own guidance_scale combines them, two evaluations a step.

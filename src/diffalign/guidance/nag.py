@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffalign.core import DiffalignError
 from diffalign.guidance.contract import BASE, BASE_ALONE, Branch, Pass, Site
+from diffalign.guidance.registry import register_guide
 from diffalign.guidance.strength import check_equal_shapes, check_window
 from diffalign.models import adapter_update
 
@@ -66,6 +67,7 @@ def nag(positive: Tensor, negative: Tensor, *, phi: float, tau: float, alpha: fl
     return alpha * bounded + (1 - alpha) * positive
 
 
+@register_guide("nag", strength="phi", negative="negative_adapter")
 @dataclass(frozen=True, kw_only=True)
 class NAG:
     """NAG in the cross-attention of a UNet (SD 1.x, SDXL), on the rows with the prompt.

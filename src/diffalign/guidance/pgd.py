@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffalign.guidance.contract import BASE
+from diffalign.guidance.registry import register_guide
 from diffalign.guidance.strength import PreferenceGuide, check_equal_shapes, per_sample
 
 __all__ = ["PGD", "pgd"]
@@ -45,6 +46,7 @@ def pgd(base: Tensor, tuned: Tensor, *, scale: float | Tensor) -> Tensor:
     return torch.lerp(base, tuned, per_sample(scale, base))
 
 
+@register_guide("pgd", strength="scale", positive="tuned")
 @dataclass(frozen=True, kw_only=True)
 class PGD(PreferenceGuide):
     """PGD with one LoRA: a preference-tuned module, such as one trained with Diffusion-DPO.

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.core import DiffalignError
 from diffalign.guidance.branches import TextBranches, TextRows, extrapolate_text, pack_rows, text_branches
 from diffalign.guidance.contract import Branch, Guide, HoldingGuide, Pass, Site
 from diffalign.models import FoldedRowsError, RowSwitch, using
 
-__all__ = ["GuidedForward", "Packed", "Refresh"]
+__all__ = ["GuidedForward", "Packed", "Refresh", "clock"]
 
 Packed = bool | Literal["auto"]
 
@@ -47,6 +47,11 @@ class Refresh:
     def holds(self) -> bool:
         """Whether any difference serves more than one evaluation."""
         return self.above is not None or (self.every or 1) > 1
+
+    def check(self, guide: Guide) -> None:
+        """Raise DiffalignError where differences are to be held and the guide adds none."""
+        if self.holds and not guide.held:
+            raise DiffalignError(f"{type(guide).__name__} adds no difference that could be held: leave refresh_* out")
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class GuidedForward:
         self._forward, self._guide, self._site = forward, guide, site
         self._switch, self._packed, self._refresh, self._text_rows = switch, packed, refresh, text_rows
         self._signature = inspect.signature(type(site.denoiser).forward)
-        self._clock = _clock(site) if guide.timed else 1.0
+        self._clock = clock(site.denoiser, site.pipeline) if guide.timed else 1.0
         self._held: _Held | None = None
         self._number = 0  # of this call
         self._timestep = 0.0  # of the call before, where differences are held, and its text
@@ -292,11 +297,15 @@ def _timestep(arguments: Mapping[str, Any]) -> float:
     return float(torch.as_tensor(arguments["timestep"]).flatten()[0])
 
 
-def _clock(site: Site) -> float:
-    """What the network is told at pure noise."""
-    kind = type(site.denoiser).__name__
+def clock(denoiser: nn.Module, pipeline: Any) -> float:
+    """What the network is told at pure noise.
+
+    Raises:
+        DiffalignError: that is not known of this network.
+    """
+    kind = type(denoiser).__name__
     if kind in _TOLD_STEPS:
-        return float(site.pipeline.scheduler.config.num_train_timesteps)
+        return float(pipeline.scheduler.config.num_train_timesteps)
     if kind in _TOLD_LEVEL:
         return 1.0
     raise DiffalignError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -128,24 +129,25 @@ def generate_candidates(
     check_rewards(config)
     prompts = wanted_prompts(config.sample)
     identities = _identities(config, device)
-    sampler = load_sampler(config.sample, device=device)
-    sampler_identity = dict(sampler.identity)
     count, batch_size = config.sample.num_seeds, config.sample.batch_size
-    with RunFolder.open(folder, config, kind="candidates") as run:
-        _refuse_changed(run.path / "inputs.json", {"rewards": identities})
-        manifest = sample_images(
-            sampler, prompts, run.path / "sample", num_seeds=count, batch_size=batch_size, config=config.sample
-        )
-        del sampler  # the rewards may need its memory
-        rows = list(read_jsonl(manifest))
-        outcomes = {identities[name]: _score(config, name, rows, run.path, device) for name in config.rewards}
-        asked = [
-            _Asked(
-                rows[start : start + count], {name: found[start : start + count] for name, found in outcomes.items()}
+    with ExitStack() as loaded:
+        sampler = loaded.enter_context(load_sampler(config.sample, device=device))
+        sampler_identity = dict(sampler.identity)
+        with RunFolder.open(folder, config, kind="candidates") as run:
+            _refuse_changed(run.path / "inputs.json", {"rewards": identities})
+            manifest = sample_images(
+                sampler, prompts, run.path / "sample", num_seeds=count, batch_size=batch_size, config=config.sample
             )
-            for start in range(0, len(rows), count)
-        ]
-        return _write(asked, partial(_make, config=config, sampler=sampler_identity, images=manifest.parent), run.path)
+            del sampler
+            loaded.close()  # the rewards may need its memory
+            rows = list(read_jsonl(manifest))
+            scores = {identities[name]: _score(config, name, rows, run.path, device) for name in config.rewards}
+            asked = [
+                _Asked(rows[at : at + count], {name: found[at : at + count] for name, found in scores.items()})
+                for at in range(0, len(rows), count)
+            ]
+            make = partial(_make, config=config, sampler=sampler_identity, images=manifest.parent)
+            return _write(asked, make, run.path)
 
 
 def check_rewards(config: CandidatesConfig) -> None:

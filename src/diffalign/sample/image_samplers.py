@@ -33,7 +33,7 @@ class ImageSampler(Protocol):
         """All that decides the images besides prompts and noise, as JSON values.
 
         At least model, adapter, sampler, negative_prompt, dtype (texts), num_steps, guidance_scale, and height and
-        width in pixels.
+        width in pixels; with a guide attached, guide (its identity).
         """
         ...
 
@@ -70,6 +70,7 @@ def family_sampler(
     width: int = 0,
     predict: Predict | None = None,
     adapter: str = "",
+    guide: Mapping[str, Any] | None = None,
 ) -> ImageSampler:
     """Images through ``sample_latents``.
 
@@ -83,6 +84,7 @@ def family_sampler(
         width: of the images, pixels; 0 for the model's own.
         predict: any guide, called as (noisy, timesteps, condition) instead of ``family.predict``.
         adapter: what identifies the adapters or the guide, such as a hash; needed with ``predict``.
+        guide: what identifies a guide that is attached while the sampler is called, as JSON values.
 
     Raises:
         DiffalignError: the solver or the size does not fit the model.
@@ -111,6 +113,8 @@ def family_sampler(
         "width": width,
         "dtype": str(family.dtype),
     }
+    if guide is not None:
+        identity["guide"] = dict(guide)
 
     @torch.no_grad()
     def draw(prompts: Sequence[str], noise: Tensor) -> list[Image.Image]:

@@ -43,7 +43,7 @@ _SHARD_IMAGES = 16  # at least, in whole batches: what a kill loses, and how oft
 _GRID = 8  # rows and columns at most
 _GRID_SIDE = 256  # pixels of a cell at most
 # of the sampler's identity, in every row; what else it holds is there as one hash
-_TOLD = ("model", "adapter", "sampler", "num_steps", "guidance_scale", "negative_prompt", "dtype")
+_TOLD = ("model", "adapter", "guide", "sampler", "num_steps", "guidance_scale", "negative_prompt", "dtype")
 _SHOWN = {*_TOLD, "width", "height"}
 
 Row = dict[str, Any]
@@ -85,8 +85,9 @@ def sample_images(
 
     Returns:
         The manifest: per row prompt_id, prompt, seed, file (relative, "" where it failed), sha256 (of the pixels, see
-        ``image_sha256``), width, height, status ("ok" where there is an image), model, adapter, sampler, num_steps,
-        guidance_scale, negative_prompt, dtype, sampler_hash (of the rest of the sampler's identity).
+        ``image_sha256``), width, height, status ("ok" where there is an image), model, adapter, guide (where there
+        is one), sampler, num_steps, guidance_scale, negative_prompt, dtype, sampler_hash (of the rest of the sampler's
+        identity).
 
     Raises:
         DiffalignError: the folder belongs to another run or other prompts, two prompts share an id, or everything
@@ -129,7 +130,7 @@ def sample_images(
 def _make(sampler: ImageSampler, items: Sequence[Item], folder: Path, batch_size: int) -> list[Row]:
     """Draw and write some images; a row for each."""
     rest = {name: value for name, value in sampler.identity.items() if name not in _SHOWN}
-    told = {name: sampler.identity[name] for name in _TOLD}
+    told = {name: sampler.identity[name] for name in _TOLD if name in sampler.identity}
     told["sampler_hash"] = content_hash(rest)[:12] if rest else ""
     rows = []
     for start in range(0, len(items), batch_size):

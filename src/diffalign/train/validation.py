@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from diffalign.core import resolve
 from diffalign.rewards import REWARDS, clip_features
@@ -23,7 +23,6 @@ __all__ = [
     "chosen",
     "diversity",
     "diversity_collapse",
-    "draw_grid",
     "prompt_means",
     "validated_weights",
     "validation_calls",
@@ -33,10 +32,6 @@ __all__ = [
 
 Row = Mapping[str, Any]  # of validation.jsonl
 FEATURES = "tiny-clip"  # not the judge: what takes part in a choice is held out no longer
-
-_SMALL, _LARGE = 128, 256  # pixels; the longer side of a grid's cells lies between them
-_LABEL, _LINE, _GAP = 220, 16, 4  # pixels; width of the labels, height of a line of text, around every cell
-_GRID_ROWS, _GRID_COLUMNS = 32, 8
 
 
 def check_validation(config: TrainConfig) -> None:
@@ -192,57 +187,3 @@ def chosen(rows: Sequence[Row], reward: str, min_diversity: float) -> Row | None
         and (least is None or (row["diversity"] is not None and row["diversity"] >= least))
     ]
     return max(fit, key=lambda row: row["rewards"][reward]["mean"], default=None)  # of equal ones, max takes the first
-
-
-def draw_grid(title: str, labels: Sequence[str], images: Sequence[Image.Image | None]) -> Image.Image:
-    """Images in a row per label, under a title and the numbers of the seeds; the first 32 rows and 8 columns.
-
-    Args:
-        title: the line above.
-        labels: of the rows, such as prompts; shortened where they are long.
-        images: row by row, equally many in each; grey where there is none.
-
-    Returns:
-        An "RGB" image. Images of less than 128 pixels are enlarged by whole numbers, those of more than 256 reduced.
-    """
-    columns = len(images) // len(labels)
-    shown, rows = min(columns, _GRID_COLUMNS), labels[:_GRID_ROWS]
-    side = next((image.size for image in images if image is not None), (_SMALL, _SMALL))
-    width, height = (max(1, round(pixels * _scale(max(side)))) for pixels in side)
-    lefts = [_LABEL + column * (width + _GAP) for column in range(shown)]
-    grid = Image.new("RGB", (_LABEL + shown * (width + _GAP), 2 * _LINE + len(rows) * (height + _GAP)), "white")
-    pen, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
-    pen.text((_GAP, 0), title, fill="black", font=font)
-    for column, left in enumerate(lefts):
-        pen.text((left, _LINE), f"seed {column}", fill="black", font=font)
-    for row, label in enumerate(rows):
-        top = 2 * _LINE + row * (height + _GAP)
-        pen.text((_GAP, top), _wrapped(label, font, max(1, height // _LINE)), fill="black", font=font)
-        for column, left in enumerate(lefts):
-            grid.paste(_cell(images[row * columns + column], width, height), (left, top))
-    return grid
-
-
-def _scale(side: int) -> float:
-    return _LARGE / side if side > _LARGE else max(1, _SMALL // side)
-
-
-def _cell(image: Image.Image | None, width: int, height: int) -> Image.Image:
-    if image is None:
-        return Image.new("RGB", (width, height), (128, 128, 128))
-    return image.resize((width, height), Image.Resampling.LANCZOS if width < image.width else Image.Resampling.NEAREST)
-
-
-def _wrapped(text: str, font: Any, num_lines: int) -> str:
-    """At most so many lines of the labels' width; with an ellipsis where something is left out."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or font.getlength(longer) <= _LABEL - 2 * _GAP:
-            lines[-1] = longer
-        elif len(lines) < num_lines:
-            lines.append(word)
-        else:
-            lines[-1] += " ..."
-            break
-    return "\n".join(lines)

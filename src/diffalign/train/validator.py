@@ -35,14 +35,13 @@ from diffalign.core import (
 )
 from diffalign.data import encode_png, from_tensor
 from diffalign.rewards import Reward, load_reward, score
-from diffalign.sample import PromptRow, initial_noise, sample_latents
+from diffalign.sample import PromptRow, draw_grid, initial_noise, sample_latents
 from diffalign.train.build import Run, save_weights
 from diffalign.train.config import TrainConfig, ValidationConfig
 from diffalign.train.validation import (
     chosen,
     diversity,
     diversity_collapse,
-    draw_grid,
     prompt_means,
     validated_weights,
     validation_prompts,
