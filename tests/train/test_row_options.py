@@ -18,8 +18,10 @@ from diffalign.core import DiffalignError
 from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe
 from diffalign.train import train
 from diffalign.train.config import WeightsConfig
+from diffalign.train.masks import damage_masks
 from diffalign.train.remembered import draw_number
-from diffalign.train.rows import damage_masks, row_weights
+from diffalign.train.rows import row_weights
+from diffalign.types import Pair
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,28 @@ def test_weights_reach_the_loss(marked: Path, tmp_path: Path) -> None:
 
 
 def test_damage_masks_weigh_the_damaged_part_and_a_share_of_the_rest(marked: Path) -> None:
-    weights = damage_masks(Preferences(marked), ResizeRecipe(size=32), (4, 16, 16), 0.25)
+    masks = damage_masks(Preferences(marked), ResizeRecipe(size=32), (4, 16, 16), 0.25)
+    weights = masks.weights(range(6), [False] * 6)
     assert weights.shape == (6, 1, 16, 16)
     assert weights[0, 0, :, :7].min() == 1 and weights[0, 0, :, 9:].max() == pytest.approx(0.25)
     assert bool((weights[1] == 1).all()), "without a mask the whole image counts"
+
+
+@pytest.mark.parametrize(("step", "held"), [(32, torch.uint8), (1, torch.int16)])
+def test_masks_are_held_small_and_come_back_to_the_bit(tmp_path: Path, step: int, held: torch.dtype) -> None:
+    """Every latent's pixel weighs the mean of the mask over its 3 x 3 pixels, as float32 would hold it."""
+    generator, grey = np.random.default_rng(0), Image.new("RGB", (15, 15))
+    drawn = [generator.integers(0, 256, (15, 15)).astype(np.uint8) // step * step for _ in range(12)]
+    with PreferenceWriter(tmp_path, form="pair") as writer:
+        for row, mask in enumerate(drawn):
+            writer.write(Pair(id=f"{row}", prompt="grey", chosen=grey, rejected=grey, mask=Image.fromarray(mask)))
+    masks = damage_masks(Preferences(tmp_path), ResizeRecipe(size=15), (4, 5, 5), 0.25)
+    assert masks.codes.dtype == held and masks.codes.shape == (12, 1, 5, 5) and len(masks.values) > 20
+    pixels = torch.tensor(np.stack(drawn))[:, None].float().div(127.5).sub(1).add(1).div(2)
+    shares = torch.nn.functional.adaptive_avg_pool2d(pixels, 5)
+    expected = shares + 0.25 * (1 - shares)
+    found = masks.weights([4, 0, 3], [False, True, True])
+    assert torch.equal(found, torch.stack([expected[4], expected[0].flip(-1), expected[3].flip(-1)]))
 
 
 def test_masked_errors_look_at_the_damage_alone(marked: Path, tmp_path: Path, monkeypatch: Any) -> None:

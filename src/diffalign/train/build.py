@@ -21,10 +21,10 @@ from diffalign.objectives import get_objective
 from diffalign.train.checkpoints import refuse_changes
 from diffalign.train.checks import check, needs_for, preferences_of, reference_path, usable_rows
 from diffalign.train.config import TrainConfig
+from diffalign.train.masks import damage_masks
 from diffalign.train.quantities import Needs
 from diffalign.train.rows import (
     PreferenceRows,
-    damage_masks,
     data_hash,
     fill_cache,
     open_cache,
@@ -130,7 +130,7 @@ def build_run(config: TrainConfig, accelerator: Accelerator, cache: Path) -> Run
     )
     hashes = {"data": data_hash(preferences), "base model": family.revision}
     if rows.masks is not None:
-        hashes["masks"] = tensors_hash({"masks": rows.masks})
+        hashes["masks"] = tensors_hash(vars(rows.masks))
     if config.weights is not None:
         hashes["weights"] = content_hash(row_weights(preferences, config.weights).tolist())
     if config.start:

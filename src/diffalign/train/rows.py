@@ -15,6 +15,7 @@ from diffalign.data import LatentCache, Posterior, Preferences, ResizeRecipe, Vi
 from diffalign.models import Family
 from diffalign.train.batches import Draws, sample_posterior
 from diffalign.train.config import WeightsConfig
+from diffalign.train.masks import DamageMasks
 from diffalign.train.quantities import candidate_sides
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "RowBatch",
     "candidate_count",
     "common_metrics",
-    "damage_masks",
     "data_hash",
     "fill_cache",
     "image_positions",
@@ -74,7 +74,7 @@ class PreferenceRows:
         prompt_drop: empty the prompt of rows whose draw is below it, for all images of the row.
         metrics: which scores of candidate sets; empty for all that every row has, by name.
         weights: what the rows weigh; 1 each by default.
-        masks: the pairs' damage masks at latent size, see ``damage_masks``.
+        masks: the pairs' damage masks at latent size.
         device: where batches go.
 
     Raises:
@@ -91,7 +91,7 @@ class PreferenceRows:
         prompt_drop: float,
         metrics: Sequence[str] = (),
         weights: WeightsConfig | None = None,
-        masks: Tensor | None = None,
+        masks: DamageMasks | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._latents = latents
@@ -128,20 +128,13 @@ class PreferenceRows:
             latents=latents,
             condition={key: torch.stack([one[key] for one in embeds]).to(self._device) for key in embeds[0]},
             row={name: values[list(rows)].to(self._device) for name, values in self._row.items()},
-            mask=None if self.masks is None else self._mask(rows, flipped),
+            mask=None if self.masks is None else self.masks.weights(rows, flipped).to(self._device),
             ids=[self._ids[row] for row in rows],
         )
 
     def empty_condition(self) -> dict[str, Tensor]:
         """The empty prompt's, one row."""
         return {key: value[None].to(self._device) for key, value in self._latents.prompt("").items()}
-
-    def _mask(self, rows: Sequence[int], flipped: Sequence[bool]) -> Tensor:
-        assert self.masks is not None
-        masks = [
-            self.masks[row].flip(-1) if mirror else self.masks[row] for row, mirror in zip(rows, flipped, strict=True)
-        ]
-        return torch.stack(masks).to(self._device)
 
 
 def candidate_count(preferences: Preferences) -> int:
@@ -193,32 +186,6 @@ def row_weights(preferences: Preferences, config: WeightsConfig | None) -> Tenso
     rows = zip(preferences.ids(), preferences.scores(), strict=True)
     chosen = [row[find_metric(config.metric, row, row=name)][0] for name, row in rows]
     return (torch.tensor(chosen, dtype=torch.float64) / config.temperature).softmax(0).mul(len(chosen)).float()
-
-
-def damage_masks(preferences: Preferences, recipe: ResizeRecipe, shape: Sequence[int], outside_weight: float) -> Tensor:
-    """What the error at each place of a latent weighs: 1 where a pair's mask says damage, less outside.
-
-        w = m + outside_weight (1 - m),    m in [0, 1] the mask's share of a latent's pixel
-
-    Args:
-        preferences: N pairs. Without a mask, or where the crop has left nothing of it, every place weighs 1.
-        recipe: how their images are resized.
-        shape: (C, h, w) of a latent.
-        outside_weight: in [0, 1].
-
-    Returns:
-        (N, 1, h, w) float32.
-    """
-    _, height, width = shape
-    weights = torch.ones(len(preferences), 1, height, width)
-    for row, mask in enumerate(preferences.masks()):
-        if mask is None:
-            continue
-        pixels = to_tensor(recipe(mask.convert("RGB")))[None, :1].add(1).div(2)
-        damaged = torch.nn.functional.adaptive_avg_pool2d(pixels, (height, width)).clamp(0, 1)
-        if bool((damaged > 0).any()):
-            weights[row] = damaged[0] + outside_weight * (1 - damaged[0])
-    return weights
 
 
 class LiveLatents:
