@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from train_helpers import close, config, metrics, tensors
 
 from diffalign.core import dump_config, write_json
@@ -43,6 +45,7 @@ def launch(processes: int, folder: Path, *arguments: str) -> subprocess.Complete
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_two_processes_equal_one(data: Path, cache: Path, tmp_path: Path, kind: str) -> None:
     settings = config(data, train=kind, num_steps=3, micro_batch_size=2, optimizer={"learning_rate": 1e-3, "eps": 1e-4})
+    settings = settings.replace(remember=2 if kind == "lora" else 0)
     train(settings, tmp_path / "one", cache=cache)
     write_json(tmp_path / "config.json", dump_config(settings))
     done = launch(2, tmp_path, "config.json", "two", str(cache))
@@ -51,6 +54,9 @@ def test_two_processes_equal_one(data: Path, cache: Path, tmp_path: Path, kind: 
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+    if kind == "lora":
+        banks = [load_file(tmp_path / name / "reference_errors.safetensors")["errors"] for name in ("one", "two")]
+        torch.testing.assert_close(banks[0], banks[1], rtol=1e-5, atol=0)
 
 
 def test_three_processes_run_a_plan_and_encode_once(data: Path, tmp_path: Path) -> None:

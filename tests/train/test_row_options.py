@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from diffalign.data import Preferences, PreferenceWriter, ResizeRecipe
 from diffalign.train import train
 from diffalign.train.config import WeightsConfig
 from diffalign.train.masks import damage_masks
-from diffalign.train.remembered import draw_number
+from diffalign.train.remembered import draw_number, remember_errors
 from diffalign.train.rows import row_weights
 from diffalign.types import Pair
 
@@ -137,6 +139,56 @@ def test_remembered_errors_are_those_of_the_reference_on_the_same_draws(
         train(settings, tmp_path / "parts", cache=cache)
     train(settings, tmp_path / "parts", cache=cache)
     assert equal(tensors(tmp_path / "bank"), tensors(tmp_path / "parts"))
+
+
+class Processes:
+    """As one process sees them."""
+
+    def __init__(self, index: int, barrier: threading.Barrier) -> None:
+        self.process_index, self.num_processes, self.is_main_process = index, barrier.parties, index == 0
+        self.wait_for_everyone = barrier.wait
+
+
+def measured(folder: Path, index: int, barrier: threading.Barrier, *, dies_at: int = 99) -> tuple[Any, list[int]]:
+    """The bank of 7 rows and 2 draws in batches of 2, and the rows that were measured for it; or None after a kill."""
+    rows_seen: list[int] = []
+
+    def measure(rows: Any, number: int) -> torch.Tensor:
+        rows_seen.extend(rows)
+        if len(rows_seen) > dies_at:
+            raise KeyboardInterrupt
+        return torch.tensor([[100.0 * row + number, 0.5, -row] for row in rows])
+
+    try:
+        processes: Any = Processes(index, barrier)
+        return remember_errors(folder, "run", measure, processes, num_rows=7, count=2, batch_size=2), rows_seen
+    except KeyboardInterrupt:
+        return None, rows_seen
+
+
+BANK = [[[100.0 * row + number, 0.5, -row] for number in range(2)] for row in range(7)]
+
+
+def test_a_bank_is_measured_in_shards_and_a_kill_loses_one(tmp_path: Path) -> None:
+    """Four shards of a batch; the kill comes in the third one."""
+    alone = threading.Barrier(1)
+    assert measured(tmp_path, 0, alone, dies_at=8) == (None, [0, 1, 0, 1, 2, 3, 2, 3, 4, 5])
+    parts = tmp_path / "reference_errors"
+    assert sorted(path.name for path in parts.iterdir()) == [f"0000{n}-of-00004.safetensors" for n in (0, 1)]
+    (parts / ".tmp-half.safetensors").write_text("half")
+    (parts / "00001-of-00004.safetensors").write_bytes((parts / "00001-of-00004.safetensors").read_bytes()[:-4])
+    bank, rows = measured(tmp_path, 0, alone)
+    assert bank.tolist() == BANK and rows == [2, 3, 2, 3, 4, 5, 4, 5, 6, 6] and not parts.exists()
+    assert measured(tmp_path, 0, alone)[1] == []
+
+
+def test_every_process_measures_its_share_of_the_bank(tmp_path: Path) -> None:
+    """Two threads stand for the processes; see test_distributed for real ones."""
+    both = threading.Barrier(2, timeout=20)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda index: measured(tmp_path, index, both), range(2)))
+    assert [bank.tolist() for bank, _ in found] == [BANK, BANK]
+    assert [sorted(set(rows)) for _, rows in found] == [[0, 1, 4, 5], [2, 3, 6]]
 
 
 def test_a_damaged_bank_is_measured_again(data: Path, cache: Path, tmp_path: Path) -> None:

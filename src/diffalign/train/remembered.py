@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.core import atomic_path, content_hash, progress, torch_generator
+from diffalign.core import atomic_path, content_hash, plan_shards, progress, remove_stale, shard_name, torch_generator
 
 __all__ = ["draw_number", "remember_errors"]
 
 FILE = "reference_errors.safetensors"
+PARTS, SUFFIX = "reference_errors", ".safetensors"  # shards that are done, until all are
+
+Measure = Callable[[Sequence[int], int], Tensor]
 
 
 def draw_number(seed: int, step: int, place: int, count: int) -> int:
@@ -25,7 +30,8 @@ def draw_number(seed: int, step: int, place: int, count: int) -> int:
 def remember_errors(
     folder: Path,
     made_with: object,
-    measure: Callable[[Sequence[int], int], Tensor] | None,
+    measure: Measure,
+    accelerator: Accelerator,
     *,
     num_rows: int,
     count: int,
@@ -33,10 +39,14 @@ def remember_errors(
 ) -> Tensor:
     """The reference's errors under every draw of every row: from ``folder``, or measured and kept there.
 
+    Every process measures its share of shards, each kept as soon as it is done, so that a kill loses one. Batches never
+    cross shards, which depend on the number of rows and on the batch alone: so does the result.
+
     Args:
         folder: of the run.
-        made_with: what the errors depend on, as JSON; a file of other errors is measured again.
-        measure: (rows, number of the draw) -> (B, S) errors of S sides; None where another process measures.
+        made_with: what the errors depend on, as JSON; errors of something else are measured again.
+        measure: (rows, number of the draw) -> (B, S) errors of S sides.
+        accelerator: the processes; all of them call this.
         num_rows: N.
         count: draws per row.
         batch_size: rows per call.
@@ -44,19 +54,45 @@ def remember_errors(
     Returns:
         (N, count, S) float32 on the CPU.
     """
-    path, key = folder / FILE, content_hash(made_with)
-    found = _read(path, key)
-    if found is None:
-        assert measure is not None
-        chunks = [range(first, min(first + batch_size, num_rows)) for first in range(0, num_rows, batch_size)]
-        rows = [
-            torch.stack([measure(chunk, number).float().cpu() for number in range(count)], dim=1)
-            for chunk in progress(chunks, description="measuring the reference", unit="batches")
-        ]
-        found = torch.cat(rows)
-        with atomic_path(path) as temporary:
-            save_file({"errors": found}, temporary, metadata={"made_with": key})
-    return found
+    path, parts, key = folder / FILE, folder / PARTS, content_hash(made_with)
+    if _read(path, key) is None:
+        if accelerator.is_main_process:
+            remove_stale(parts)
+        accelerator.wait_for_everyone()
+        shards = plan_shards(num_rows, _rows_per_shard(num_rows, batch_size))
+        own = shards[accelerator.process_index :: accelerator.num_processes]
+        for shard in progress(own, description="measuring the reference", unit="shards"):
+            if _read(parts / shard_name(shard, SUFFIX), key) is None:
+                errors = _measured(shard.rows, measure, count=count, batch_size=batch_size)
+                _write(parts / shard_name(shard, SUFFIX), errors, key)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            found = [_read(parts / shard_name(shard, SUFFIX), key) for shard in shards]
+            _write(path, torch.cat([part for part in found if part is not None]), key)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process and parts.exists():
+        shutil.rmtree(parts)
+    bank = _read(path, key)
+    assert bank is not None
+    return bank
+
+
+def _rows_per_shard(num_rows: int, batch_size: int) -> int:
+    """Whole batches, of rows enough for 64 shards, but at most of about 256 rows."""
+    wanted = min(256, -(-num_rows // 64))
+    return -(-wanted // batch_size) * batch_size
+
+
+def _measured(rows: range, measure: Measure, *, count: int, batch_size: int) -> Tensor:
+    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    return torch.cat(
+        [torch.stack([measure(batch, number).float().cpu() for number in range(count)], dim=1) for batch in batches]
+    )
+
+
+def _write(path: Path, errors: Tensor, key: str) -> None:
+    with atomic_path(path) as temporary:
+        save_file({"errors": errors}, temporary, metadata={"made_with": key})
 
 
 def _read(path: Path, key: str) -> Tensor | None:

@@ -48,7 +48,7 @@ def wrap(run: Run) -> None:
 
 
 def remember(run: Run, folder: Path) -> Tensor:
-    """Measure the reference once under the fixed draws of every row, on the main process."""
+    """Measure the reference once under the fixed draws of every row, each process its share."""
     config, sides = run.config, run.needs.reference
 
     def measure(rows: Sequence[int], number: int) -> Tensor:
@@ -58,12 +58,15 @@ def remember(run: Run, folder: Path) -> Tensor:
             return _errors(evaluate(predict, sides, noised, batch.condition, prefix="ref_"), sides)
 
     made_with = {"run": config.model_dump(mode="json"), "hashes": run.hashes}
-    settings: dict[str, Any] = {"num_rows": len(run.rows), "count": config.remember}
-    settings["batch_size"] = config.micro_batch_size
-    if run.accelerator.is_main_process:
-        remember_errors(folder, made_with, measure, **settings)
-    run.accelerator.wait_for_everyone()
-    return remember_errors(folder, made_with, None, **settings)
+    return remember_errors(
+        folder,
+        made_with,
+        measure,
+        run.accelerator,
+        num_rows=len(run.rows),
+        count=config.remember,
+        batch_size=config.micro_batch_size,
+    )
 
 
 def _errors(quantities: Mapping[str, Tensor], sides: Sequence[str]) -> Tensor:
