@@ -22,6 +22,7 @@ from diffalign.cli.merge import merge
 from diffalign.cli.recipes import recipes
 from diffalign.cli.sample import sample
 from diffalign.cli.score import score
+from diffalign.cli.sweep import sweep
 from diffalign.cli.train import train
 from diffalign.core import DiffalignError, get_console
 
@@ -98,6 +99,7 @@ app.command("train")(train)
 app.command("sample")(sample)
 app.command("score")(score)
 app.command("compare")(compare)
+app.command("sweep")(sweep)
 
 
 def main() -> None:

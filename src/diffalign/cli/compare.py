@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,7 +51,7 @@ def compare(
 
     rows = compare_folders(a, b, metrics=metric or None, margins=_margins(margin or []), ignore=ignore or ())
     models = compared_models(a, b, ignore=ignore or ())
-    typer.echo(f"A: {a}\nB: {b}\nPositive: A is better.")
+    typer.echo(f"A: {_side(models['a'])}\nB: {_side(models['b'])}\nPositive: A is better.")
     typer.echo(f"ignored: {', '.join(models['ignored'])}\n" if models["ignored"] else "")
     print_table(
         ["metric", "role", "A", "B", "A better by", "95 % interval", "p", "p (Holm)", "wins of A", "95 % interval",
@@ -64,6 +65,10 @@ def compare(
     if json_file is not None:
         found = {**models, "positive": "A is better", "ties": _TIES, "alarms": alarms}
         write_json(json_file, found | {"metrics": [asdict(row) for row in rows]})
+
+
+def _side(model: Mapping[str, Any]) -> str:
+    return f"{model['folder']}, guide {model['guide']}" if "guide" in model else str(model["folder"])
 
 
 def _margins(assignments: list[str]) -> dict[str, float]:

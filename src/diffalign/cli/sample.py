@@ -79,8 +79,7 @@ def sample(
     A range of --scale or --guidance, 0:10:2 say, makes a sweep: a run per strength (OUT/scale-0, OUT/scale-2, ...) and
     grid.png with prompts as rows and strengths as columns. diffalign sweep scores it and picks a strength.
 
-        diffalign sample --model models/sd15 --guide cpgd --positive runs/pos --negative runs/neg --scale 0:10:2
-        --prompts hpdv2.tsv --seeds 4 --out runs/strengths
+        diffalign sample --model tiny-sd --prompts photographs --guide cpgd --positive pos --negative neg --scale 0:4:1
     """
     from diffalign.sample import SweepConfig, run_sample, run_sweep, wanted_prompts
 

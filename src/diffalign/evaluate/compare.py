@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,12 +127,13 @@ def compared_models(a: str | Path, b: str | Path, *, ignore: Sequence[str] = ())
         ignore: as in `compare`.
 
     Returns:
-        ``a`` and ``b``: folder, model, adapter (None where unknown); ``ignored``: a text for each ignored setting that
-        does differ, such as "num_steps (6 in A, 5 in B)".
+        ``a`` and ``b``: folder, model, adapter (None where unknown), guide (where there is one); ``ignored``: a text
+        for each ignored setting that does differ, such as "num_steps (6 in A, 5 in B)".
     """
     one, other = ([row for table in _tables(path).values() for row in table.values()] for path in (a, b))
     sides = {
         side: {"folder": str(path), "model": _told(rows, "model"), "adapter": _told(rows, "adapter")}
+        | ({"guide": _told(rows, "guide")} if any(row.guide for row in rows) else {})
         for side, path, rows in (("a", a, one), ("b", b, other))
     }
     told = {name: (_told(one, name), _told(other, name)) for name in ignore}
@@ -141,7 +143,8 @@ def compared_models(a: str | Path, b: str | Path, *, ignore: Sequence[str] = ())
 
 def _told(rows: Iterable[ScoreRow], setting: str) -> str | None:
     """What the rows say of a setting: one value, or all there are."""
-    values = {str(getattr(row, setting)) for row in rows if getattr(row, setting) is not None}
+    found = (getattr(row, setting) for row in rows)
+    values = {value if isinstance(value, str) else json.dumps(value) for value in found if value is not None}
     return ", ".join(sorted(values)) if values else None
 
 

@@ -26,7 +26,7 @@ from diffalign.evaluate.sources import OK, ImageRow, Role, ScoreRow, checked_ima
 from diffalign.rewards import REWARDS, UNVERSIONED, Reward, load_reward, score
 from diffalign.stats import Estimate, mean_interval
 
-__all__ = ["MetricSummary", "read_scores", "score_folder", "summarise", "values_by_prompt"]
+__all__ = ["MetricSummary", "read_scores", "rewards_by_name", "score_folder", "summarise", "values_by_prompt"]
 
 TABLE = "scores.jsonl"
 CACHE = "scores-cache"  # a file of scores per metric
@@ -75,7 +75,7 @@ def score_folder(
     Raises:
         DiffalignError: see `read_images`; an unknown name; a metric with two roles; a reward that cannot be loaded.
     """
-    named = _by_name(rewards, weights or {}, device)
+    named = rewards_by_name(rewards, weights or {}, device)
     folder, images = checked_images(source, prompts=prompts)
     out = folder if out is None else Path(out)
     with folder_lock(out):
@@ -159,7 +159,7 @@ def values_by_prompt(rows: Iterable[ScoreRow]) -> dict[tuple[str, int], float]:
     return {(row.prompt, number): math.nan if row.value is None else row.value for number, row in enumerate(ordered)}
 
 
-def _by_name(
+def rewards_by_name(
     rewards: Sequence[str | Reward], weights: Mapping[str, str | Path], device: str | torch.device
 ) -> dict[str, str | Reward]:
     """Rewards by name, all known before the first is loaded; the user's own are loaded, since they name themselves."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 from pydantic import StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
@@ -43,6 +43,7 @@ class ImageRow:
         height: pixels.
         model: what sampled it.
         adapter: on the model.
+        guide: identity of what sampling followed besides the model; None without one.
         sampler: the solver.
         num_steps: of the sampler.
         guidance_scale: of text guidance.
@@ -61,6 +62,7 @@ class ImageRow:
     height: StrictInt | None = None
     model: str | None = None
     adapter: str | None = None
+    guide: dict[str, Any] | None = None
     sampler: str | None = None
     num_steps: StrictInt | None = None
     guidance_scale: StrictFloat | None = None
@@ -133,6 +135,10 @@ def read_images(source: str | Path, *, prompts: Mapping[str, str] | None = None)
             if PurePosixPath(row.file).is_absolute() or ".." in PurePosixPath(row.file).parts:
                 raise DiffalignError(f"{manifest}: expected files inside the folder, got {row.file!r}")
     elif source.is_dir():
+        if (source / "sweep.json").exists():
+            raise DiffalignError(
+                f"{source} holds a sweep: give one run in it, or score all with diffalign sweep {source}"
+            )
         if (source / "run.json").exists():
             raise DiffalignError(f"{source} is a run without a {_MANIFEST}; let the sampling finish first")
         rows = list(_plain_rows(source, prompts or {}))

@@ -15,6 +15,7 @@ from diffalign.report.results import (
 )
 from diffalign.report.runs import alarms, curves, provenance
 from diffalign.report.samples import sample_grid, strength_slider
+from diffalign.report.sweeps import draw_sweep, sweep_page
 
 __all__ = [
     "KeyFigure",
@@ -24,6 +25,7 @@ __all__ = [
     "audit_section",
     "curves",
     "difference_figure",
+    "draw_sweep",
     "funnel_section",
     "headline",
     "pair_gallery",
@@ -33,5 +35,6 @@ __all__ = [
     "sample_grid",
     "scatter",
     "strength_slider",
+    "sweep_page",
     "win_rate_figure",
 ]

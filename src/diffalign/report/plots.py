@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-__all__ = ["Panel", "along", "crosses", "drawing", "legend_entry", "series", "to_panel"]
+__all__ = ["Panel", "along", "crosses", "drawing", "legend_entry", "series", "to_panel", "trade_off"]
 
 # Colours that matplotlib draws with and the page replaces by its own variables.
 _VARIABLES = {"#000001": "--ink", "#000002": "--muted", "#000003": "--line", "#000004": "--alarm"}
@@ -127,9 +127,43 @@ def crosses(x: str, y: str, points: Mapping[str, tuple[Estimate, Estimate]]) -> 
         axes.margins(0.12)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        _name_points(figure, axes, points)
-        told = [f"{name}: {x} {across['mean']:.4g}, {y} {up['mean']:.4g}" for name, (across, up) in points.items()]
-        return to_panel(figure, "", summary=f"{y} against {x}. {'; '.join(told)}.")
+        _name_points(figure, axes, points, [series(index)[0] for index in range(len(points))])
+        return to_panel(figure, "", summary=_crossed(x, y, points))
+
+
+def trade_off(x: str, y: str, points: Mapping[str, tuple[Estimate, Estimate]], marked: str) -> Panel:
+    """Points on a line in their order, such as strengths of guidance, each with its name and the intervals as arms.
+
+    Args:
+        x: metric of the horizontal axis.
+        y: metric of the vertical axis.
+        points: name -> estimates of both.
+        marked: the point that is drawn large.
+    """
+    with drawing(f"{x} {y} trade-off", height=270) as (figure, axes):
+        line, _ = series(0)
+        acrosses, ups = ([both[side] for both in points.values()] for side in (0, 1))
+        axes.plot([each["mean"] for each in acrosses], [each["mean"] for each in ups], color=line, linewidth=1.2)
+        for name, (across, up) in points.items():
+            large = name == marked
+            arms = axes.errorbar(
+                across["mean"],
+                up["mean"],
+                xerr=_arms(across),
+                yerr=_arms(up),
+                fmt="D" if large else "o",
+                color=series(1)[0] if large else line,
+                elinewidth=1.0,
+                markersize=8 if large else 5,
+                zorder=3 if large else 2,
+            )
+            for arm in arms[2]:
+                arm.set_alpha(0.35)
+        axes.margins(0.12)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _name_points(figure, axes, points, [series(name == marked)[0] for name in points])
+        return to_panel(figure, "", summary=_crossed(x, y, points))
 
 
 def along(metric: str, strengths: Sequence[float], estimates: Sequence[Estimate]) -> Panel:
@@ -144,11 +178,18 @@ def along(metric: str, strengths: Sequence[float], estimates: Sequence[Estimate]
         return to_panel(figure, metric, summary=f"{metric} by strength. {'; '.join(told)}.", stops=strengths)
 
 
+def _crossed(x: str, y: str, points: Mapping[str, tuple[Estimate, Estimate]]) -> str:
+    told = [f"{name}: {x} {across['mean']:.4g}, {y} {up['mean']:.4g}" for name, (across, up) in points.items()]
+    return f"{y} against {x}. {'; '.join(told)}."
+
+
 def _arms(estimate: Estimate) -> list[list[float]]:
     return [[estimate["mean"] - estimate["low"]], [estimate["high"] - estimate["mean"]]]
 
 
-def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[Estimate, Estimate]]) -> None:
+def _name_points(
+    figure: Figure, axes: Axes, points: Mapping[str, tuple[Estimate, Estimate]], colours: Sequence[str]
+) -> None:
     """Write each name beside its point, on the side where it covers least of other names and crosses."""
     figure.draw_without_rendering()
     taken = []
@@ -159,8 +200,7 @@ def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[Estimate
         taken += [Bbox.from_extents(left, y - 2, right, y + 2), Bbox.from_extents(x - 2, bottom, x + 2, top)]
         taken.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
     frame = axes.get_window_extent()
-    for index, (name, estimates) in enumerate(points.items()):
-        colour, _ = series(index)
+    for colour, (name, estimates) in zip(colours, points.items(), strict=True):
         point = (estimates[0]["mean"], estimates[1]["mean"])
         places: list[tuple[float, int, Annotation, Bbox]] = []
         for right_of, above in _SIDES:
