@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.core import atomic_path, content_hash, plan_shards, progress, remove_stale, shard_name, torch_generator
+from diffalign.core import atomic_path, content_hash, plan_shards, progress, shard_name, torch_generator
 
 __all__ = ["draw_number", "remember_errors"]
 
@@ -56,9 +56,6 @@ def remember_errors(
     """
     path, parts, key = folder / FILE, folder / PARTS, content_hash(made_with)
     if _read(path, key) is None:
-        if accelerator.is_main_process:
-            remove_stale(parts)
-        accelerator.wait_for_everyone()
         shards = plan_shards(num_rows, _rows_per_shard(num_rows, batch_size))
         own = shards[accelerator.process_index :: accelerator.num_processes]
         for shard in progress(own, description="measuring the reference", unit="shards"):
