@@ -38,6 +38,7 @@ from diffalign.data.labels import (
     win_fractions,
 )
 from diffalign.data.latents import LatentCache, Posterior, View, estimate_bytes
+from diffalign.data.merging import merge_candidates, merge_sets
 from diffalign.data.order import batch_rows, sample_order
 from diffalign.data.photographs import (
     PHOTOGRAPHS,
@@ -108,6 +109,8 @@ __all__ = [
     "label_scores",
     "load_photograph",
     "majority_vote",
+    "merge_candidates",
+    "merge_sets",
     "mixture",
     "pair_as_candidates",
     "pairs_from_candidates",
