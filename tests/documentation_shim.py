@@ -1,4 +1,4 @@
-"""Runs the commands of the documentation as their tiny twins, each in a fresh process that has everything imported.
+"""Runs the commands of the documentation as their tiny twins, each in a fresh process.
 
 ``diffalign`` runs with embedded models in place of hub ones, and short. What sets a machine up (make, pip, git) or
 takes hours (scripts, benchmarks) is only looked at: CI's own stages run the former.
@@ -6,18 +6,14 @@ takes hours (scripts, benchmarks) is only looked at: CI's own stages run the for
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
 import shlex
-import sys
-import traceback
 from pathlib import Path
 
-import diffalign.curate
-import diffalign.evaluate
-import diffalign.recipes.demo  # noqa: F401 (imported once, for every command)
+import datasets
+
 from diffalign.cli import app
+from fresh import Fresh
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = {
@@ -40,6 +36,7 @@ ONLY_LOOKED_AT = ("make", "pip", "python", "python3", "git", "source", "cd")
 def tiny(arguments: list[str]) -> list[str]:
     """The arguments of the tiny twin of a ``diffalign`` command."""
     verb, rest = arguments[0], [EMBEDDED.get(one, one) for one in arguments[1:]]
+    rest = ["2" if before == "--steps" else one for before, one in zip(["", *rest], rest, strict=False)]
     for setting in SHORT.get(verb, []):
         rest += ["--set", setting]
     if verb == "curate":
@@ -84,24 +81,15 @@ def _look_at(name: str, arguments: list[str]) -> None:
 
 
 def _run(arguments: list[str], folder: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["documentation_shim"])
-    log = folder / "command.log"
-    process = context.Process(target=_command, args=(arguments, folder, log))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, f"diffalign {shlex.join(arguments)}\n{log.read_text()[-3000:]}"
+    done = Fresh(_command, (arguments,), folder)
+    assert done.returncode == 0, f"diffalign {shlex.join(arguments)}\n{(done.stdout + done.stderr)[-3000:]}"
 
 
-def _command(arguments: list[str], folder: Path, log: Path) -> None:
-    """In the process of a command: what it prints goes to the log."""
-    os.chdir(folder)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            app(args=arguments, prog_name="diffalign")
-        except Exception:
-            traceback.print_exc()
-            sys.exit(1)
+def _command(arguments: list[str]) -> None:
+    app(args=arguments, prog_name="diffalign")
+
+
+def run_python(code: str, cache: str) -> None:
+    """Run code as a script would; data sets that it opens are kept in ``cache``."""
+    datasets.config.HF_DATASETS_CACHE = Path(cache)
+    exec(compile(code, "documentation", "exec"), {"__name__": "__main__"})

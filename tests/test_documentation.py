@@ -3,17 +3,15 @@ their tiny twins (see documentation_shim)."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from diffalign.core import numpy_generator
 from diffalign.data import draw_crop
-from documentation_shim import run_commands, tiny
+from documentation_shim import run_commands, run_python, tiny
+from fresh import Fresh
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +50,7 @@ def test_there_is_code_to_run() -> None:
 def test_the_twin_of_a_command_is_that_command() -> None:
     assert tiny(["sample", "--model", "tiny-sd", "--limit", "9"]) == ["sample", "--model", "tiny-sd", "--limit", "9"]
     assert tiny(["train", "x", "--tiny"]) == ["train", "x", "--tiny"]
+    assert tiny(["sample", "--steps", "12", "--limit", "9"]) == ["sample", "--steps", "2", "--limit", "9"]
 
 
 @pytest.mark.parametrize("command", ["diffalign nothing", "diffalign inspect nowhere", "rm -rf x", "make nothing"])
@@ -62,10 +61,7 @@ def test_a_command_that_fails_is_seen(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", with_code("python"), ids=name)
 def test_python_runs(page: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", blocks(page, "python")], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = Fresh(run_python, (blocks(page, "python"), str(tmp_path / "cache")), tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
