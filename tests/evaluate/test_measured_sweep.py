@@ -131,6 +131,7 @@ def test_mistakes_are_told(tmp_path: Path, rewards: list[str], options: dict[str
     folder = write_sweep(tmp_path / "sweep", brighter)
     with pytest.raises(DiffalignError, match=message):
         measure_sweep(folder, rewards, features=level_features, **options)
+    assert rewards == ["luminance"] or not (folder / "scale-0" / "scores.jsonl").exists()
 
 
 def test_a_sweep_is_no_folder_of_images(tmp_path: Path) -> None:

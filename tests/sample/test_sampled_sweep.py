@@ -68,9 +68,9 @@ def test_runs_are_those_that_each_strength_has_alone(
     assert found.settings["num_steps"] == 2 and "scale" not in found.settings["guide"]["settings"]
     with Image.open(grid) as image:
         assert image.size == (LEFT + 3 * PITCH, TOP + 2 * PITCH)
-        cell = image.crop((LEFT + 2 * PITCH, TOP + PITCH, LEFT + 2 * PITCH + 128, TOP + PITCH + 128))
-    row = list(read_jsonl(tmp_path / "sweep" / "scale-2" / "manifest.jsonl"))[2]  # second prompt, first seed
-    with Image.open(tmp_path / "sweep" / "scale-2" / row["file"]) as image:
+        cell = image.crop((LEFT + PITCH, TOP + PITCH, LEFT + PITCH + 128, TOP + PITCH + 128))
+    row = list(read_jsonl(tmp_path / "sweep" / "scale-0.5" / "manifest.jsonl"))[2]  # second prompt, first seed
+    with Image.open(tmp_path / "sweep" / "scale-0.5" / row["file"]) as image:
         assert cell.tobytes() == image.resize((128, 128), Image.Resampling.NEAREST).tobytes()
 
 
