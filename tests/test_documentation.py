@@ -4,12 +4,14 @@ their tiny twins (see documentation_shim)."""
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from diffalign.core import numpy_generator
 from diffalign.data import draw_crop
+from diffalign.models import LoraSettings, add_adapter, load_family, save_adapter
 from documentation_shim import run_commands, run_python, tiny
 from fresh import Fresh
 
@@ -30,9 +32,20 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LoRAs in the place of trained ones, which docs/guidance.md makes in Python."""
+    folder, family = tmp_path_factory.mktemp("modules"), load_family("tiny-sd")
+    for seed, each in enumerate(("pos", "neg")):
+        add_adapter(family.denoiser, each, LoraSettings(rank=2, alpha=2, targets=("to_q", "to_k", "to_v")), seed=seed)
+        save_adapter(family.denoiser, each, folder / each, prefix=family.lora_prefix)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """What the documentation takes for granted: photographs and prompts."""
+def workplace(tmp_path: Path, modules: Path) -> Path:
+    """What the documentation takes for granted: photographs, prompts and modules of guidance."""
+    shutil.copytree(modules, tmp_path / "runs")
     for number in range(12):
         crop = draw_crop("train", numpy_generator("photographs of the documentation", number), size=48)
         for folder in ("photos", "my-photos"):
