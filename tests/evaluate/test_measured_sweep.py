@@ -81,7 +81,7 @@ def test_from_a_folder_to_a_choice(tmp_path: Path, own_rewards: Callable[[], int
     assert {row.role for row in read_scores(folder / "scale-1") if row.name == metrics[0]} == {"in-training"}
     assert read_scores(folder / "scale-1")[0].guide == {**GUIDE, "scale": 1.0}
     sides = compared_models(folder / "scale-1", folder / "scale-0")
-    assert json.loads(sides["a"]["guide"])["scale"] == 1.0 and json.loads(sides["b"]["guide"])["scale"] == 0.0
+    assert sides["a"]["guide"] == {**GUIDE, "scale": 1.0} and sides["b"]["guide"] == {**GUIDE, "scale": 0.0}
     assert compare(folder / "scale-1", folder / "scale-0")[0].mean_a == pytest.approx(60 + 12.5 + 18)
     again = measure_sweep(folder, metrics, min_diversity=0.0, **options)
     assert again["chosen"] == 2.5 and own_rewards() == 2 * 3 * len(KEYS)  # nothing is scored twice

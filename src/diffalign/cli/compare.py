@@ -68,7 +68,10 @@ def compare(
 
 
 def _side(model: Mapping[str, Any]) -> str:
-    return f"{model['folder']}, guide {model['guide']}" if "guide" in model else str(model["folder"])
+    """A side's folder, and its guide with what can be told in a word."""
+    guide = model.get("guide", {})
+    told = [f"{name} {guide[name]:g}" for name in ("scale", "phi") if guide.get(name) is not None]
+    return ", ".join([model["folder"], *([f"guide {guide['name']}", *told] if guide else [])])
 
 
 def _margins(assignments: list[str]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -133,7 +132,7 @@ def compared_models(a: str | Path, b: str | Path, *, ignore: Sequence[str] = ())
     one, other = ([row for table in _tables(path).values() for row in table.values()] for path in (a, b))
     sides = {
         side: {"folder": str(path), "model": _told(rows, "model"), "adapter": _told(rows, "adapter")}
-        | ({"guide": _told(rows, "guide")} if any(row.guide for row in rows) else {})
+        | ({"guide": guide} if (guide := next((row.guide for row in rows if row.guide), None)) else {})
         for side, path, rows in (("a", a, one), ("b", b, other))
     }
     told = {name: (_told(one, name), _told(other, name)) for name in ignore}
@@ -143,8 +142,7 @@ def compared_models(a: str | Path, b: str | Path, *, ignore: Sequence[str] = ())
 
 def _told(rows: Iterable[ScoreRow], setting: str) -> str | None:
     """What the rows say of a setting: one value, or all there are."""
-    found = (getattr(row, setting) for row in rows)
-    values = {value if isinstance(value, str) else json.dumps(value) for value in found if value is not None}
+    values = {str(getattr(row, setting)) for row in rows if getattr(row, setting) is not None}
     return ", ".join(sorted(values)) if values else None
 
 
