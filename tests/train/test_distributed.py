@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,30 +14,55 @@ import torch
 from safetensors.torch import load_file
 from train_helpers import close, config, metrics, tensors
 
-from diffalign.core import dump_config, write_json
+import fresh
+from diffalign.core import dump_config, load_config, write_json
 from diffalign.data import Preferences, batch_rows
 from diffalign.models import load_family
-from diffalign.train import Plan, draw_rows, run_plan, train
+from diffalign.train import Plan, TrainConfig, draw_rows, run_plan, train
+from fresh import QUIET, Fresh
 
-WORKER = """
-import sys
-from diffalign.core import load_config
-from diffalign.train import Plan, TrainConfig, run_plan, train
-if len(sys.argv) > 3:
-    train(load_config(TrainConfig, sys.argv[1]), sys.argv[2], cache=sys.argv[3])
-else:
-    run_plan(load_config(Plan, sys.argv[1]), sys.argv[2])
-"""
+WORKER = "import sys; from test_distributed import work; work(*sys.argv[1:])"
 
 
-def launch(processes: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def work(settings: str, folder: str, cache: str = "") -> None:
+    """What every process does: train a stage where there is a cache, else a plan."""
+    if cache:
+        train(load_config(TrainConfig, settings), folder, cache=cache)
+    else:
+        run_plan(load_config(Plan, settings), folder)
+
+
+def launch(processes: int, folder: Path, *arguments: str) -> Fresh:
+    """The processes that a launcher would start; of the one that failed first, or of the first one, what it said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    started = [
+        Fresh(work, arguments, folder, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    while any(one.process.is_alive() for one in started):
+        failed = [one for one in started if one.process.exitcode]
+        if failed:
+            for one in started:
+                one.process.kill()
+            return failed[0]
+        time.sleep(0.02)
+    return next((one for one in started if one.returncode), started[0])
+
+
+def launch_by_torchrun(processes: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user would."""
     worker = folder / "worker.py"
     worker.write_text(WORKER)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    places = os.pathsep.join(map(str, [Path(__file__).parent, Path(fresh.__file__).parent, *sys.path]))
     return subprocess.run(
         [*launcher, str(worker), *arguments],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | QUIET | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": places},
         capture_output=True,
         text=True,
         timeout=300,
@@ -85,7 +112,7 @@ def test_processes_name_the_row_that_is_not_finite(data: Path, cache: Path, tmp_
     )
     settings = config(data, objective="broken_objective:broken", settings={}, batch_size=6, micro_batch_size=6)
     write_json(tmp_path / "config.json", dump_config(settings))
-    done = launch(2, tmp_path, "config.json", "two", str(cache))
+    done = launch_by_torchrun(2, tmp_path, "config.json", "two", str(cache))
     draws = draw_rows(load_family("tiny-sd3").process, range(6), (4, 16, 16), seed=0, step=0)
     order, ids = batch_rows(6, batch_size=6, seed=0, step=0), Preferences(data).ids()
     places = [place for place, timestep in enumerate(draws.timesteps.tolist()) if timestep < 600]

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +16,37 @@ from train_helpers import config, equal, interrupt_at, metrics, tensors
 
 import diffalign.train.checkpoints as checkpoints
 import diffalign.train.loop as loop
-from diffalign.core import DiffalignError, dump_config, write_json
+from diffalign.core import DiffalignError, dump_config, load_config, write_json
 from diffalign.recipes import realalign_sd15, tiny_twin
-from diffalign.train import train
+from diffalign.train import Plan, run_plan, train
+from fresh import Fresh
 
-# Everything is imported once; each try is a fork of that state, which starts in a fraction of the time.
-KILLER = """
-import os, random, signal, sys, time
-import diffalign.models.families, diffalign.recipes
-from diffalign.core import load_config
-from diffalign.train import Plan, run_plan
-plan, kills = load_config(Plan, sys.argv[1]), int(sys.argv[3])
 
-def start(folder):
-    child = os.fork()
-    if child == 0:
-        try:
-            run_plan(plan, folder)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return child
-
-def finish(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-began = time.monotonic()
-assert finish(start(sys.argv[2] + "/whole")) == 0
-seconds, landed, finished = time.monotonic() - began, 0, 0
-moments = random.Random(int(sys.argv[4]))
-while landed < kills:
-    child = start(f"{sys.argv[2]}/parts{finished}")
-    time.sleep(moments.uniform(0.0, 1.4 / kills) * seconds)
-    os.kill(child, signal.SIGKILL)
-    code = finish(child)
-    assert code in (0, -signal.SIGKILL), code
-    finished, landed = finished + (code == 0), landed + (code != 0)
-assert finish(start(f"{sys.argv[2]}/parts{finished}")) == 0
-"""
+def work(plan: str, folder: str) -> None:
+    run_plan(load_config(Plan, plan), folder)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_equals_never_killed(data: Path, tmp_path: Path, kills: int) -> None:
     """Both stages of a plan: stale own samples, averaged weights feeding stage 2, a frozen copy as reference."""
-    plan = tiny_twin(realalign_sd15(str(data)), model="tiny-sd3", num_steps=3 * kills)
+    plan = tiny_twin(realalign_sd15(str(data)), model="tiny-sd3", num_steps=2 * kills)
     stages = [stage.replace(checkpoint_every=2) for stage in plan.stages]
     samples = stages[0].samples
     assert samples is not None
     stages[0] = stages[0].replace(samples=samples.replace(refresh_every=3))
     write_json(tmp_path / "plan.json", dump_config(plan.replace(stages=tuple(stages))))
-    (tmp_path / "killer.py").write_text(KILLER)
     seed = random.SystemRandom().randrange(10**6)
-    done = subprocess.run(
-        [sys.executable, "killer.py", "plan.json", str(tmp_path), str(kills), str(seed)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, f"moments of seed {seed}: {done.stderr[-3000:]}"
+    moments, landed, finished = random.Random(seed), 0, 0
+    began = time.monotonic()
+    assert Fresh(work, ("plan.json", "whole"), tmp_path).returncode == 0
+    seconds = time.monotonic() - began
+    while landed < kills:
+        running = Fresh(work, ("plan.json", f"parts{finished}"), tmp_path)
+        time.sleep(moments.uniform(0.0, 1.4 / kills) * seconds)
+        running.process.kill()
+        assert running.returncode in (0, -signal.SIGKILL), f"moments of seed {seed}: {running.stderr[-3000:]}"
+        finished, landed = finished + (running.returncode == 0), landed + (running.returncode != 0)
+    assert Fresh(work, ("plan.json", f"parts{finished}"), tmp_path).returncode == 0, f"moments of seed {seed}"
     for parts in tmp_path.glob("parts*"):
         for stage, name in (("stage1", "policy"), ("stage1", "ema"), ("stage2", "policy")):
             assert equal(tensors(tmp_path / "whole" / stage, name), tensors(parts / stage, name)), f"seed {seed}"
