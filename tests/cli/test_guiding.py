@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffalign.cli import main
+from diffalign.cli import guiding, main
 from diffalign.cli.guiding import GuideOptions, parse_strengths
 from diffalign.core import DiffalignError, read_json, read_jsonl
 from diffalign.models import LoraSettings, adapter_parameters, add_adapter, load_family, remove_adapter, save_adapter
@@ -33,6 +34,7 @@ CPGD = ("--guide", "cpgd", "--positive", "pos", "--negative", "neg")
 )
 def test_a_range_holds_both_its_ends(text: str, strengths: tuple[float, ...]) -> None:
     assert parse_strengths(text, "--scale") == strengths
+    assert doctest.testmod(guiding).failed == 0
 
 
 @pytest.mark.parametrize(

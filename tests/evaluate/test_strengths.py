@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from typing import Any
 
 import pytest
 
 from diffalign.core import DiffalignError
-from diffalign.evaluate import Measured, SweepScores, choose_strength, conclude, split_ids
+from diffalign.evaluate import Measured, SweepScores, choose_strength, conclude, split_ids, strengths
 
 PROMPTS = tuple(f"a photo of {number}" for number in range(8))
 IDS = {prompt: f"id{number}" for number, prompt in enumerate(PROMPTS)}
@@ -16,6 +17,11 @@ SPLIT = split_ids(IDS.values(), 0.5)
 VALIDATION = [prompt for prompt in PROMPTS if IDS[prompt] in SPLIT.validation]
 REPORT = [prompt for prompt in PROMPTS if IDS[prompt] in SPLIT.report]
 STRENGTHS = (0.0, 2.0, 4.0)
+
+
+def test_the_examples_are_true() -> None:
+    found = doctest.testmod(strengths)
+    assert found.failed == 0 and found.attempted > 5
 
 
 def test_the_split_hangs_on_the_ids_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -18,9 +19,11 @@ from diffalign.guidance import (
     Contrastive,
     DiffusionNPO,
     PlusMinus,
+    cost,
     count_evaluations,
     guide_identity,
     make_guide,
+    registry,
 )
 
 PAIR = {"positive": "pos", "negative": "neg"}
@@ -43,6 +46,11 @@ PAIR = {"positive": "pos", "negative": "neg"}
 )
 def test_settings_make_the_guide(name: str, settings: dict[str, Any], guide: object) -> None:
     assert make_guide(name, json.loads(json.dumps(settings))) == guide
+
+
+def test_the_examples_are_true() -> None:
+    found = [doctest.testmod(module) for module in (cost, registry)]
+    assert all(each.failed == 0 and each.attempted for each in found)
 
 
 def test_every_guide_names_fields_that_it_has() -> None:

@@ -46,7 +46,7 @@ def split_ids(prompt_ids: Iterable[str], validation_share: float) -> Split:
 
     Example:
         >>> split_ids(["a", "b", "c", "d", "e"], 0.4)
-        Split(validation=('e', 'b'), report=('a', 'd', 'c'))
+        Split(validation=('d', 'b'), report=('c', 'a', 'e'))
     """
     if not 0 < validation_share < 1:
         raise DiffalignError(f"expected a validation share above 0 and below 1, got {validation_share}")
