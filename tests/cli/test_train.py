@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from diffalign.cli import main
+from fresh import Fresh
 
 TINY = ("realalign_sd15", "--tiny", "--model", "tiny-sd")
 
@@ -20,10 +21,13 @@ def data(make_pairs: Callable[[int, str], Path]) -> str:
     return str(make_pairs(4, "jpeg"))
 
 
-def diffalign(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from diffalign.cli import main; main()", "train", *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+def diffalign(*arguments: str, cwd: Path) -> Fresh:
+    return Fresh(run_main, ("train", *arguments), cwd, {"COLUMNS": "200"})
+
+
+def run_main(*arguments: str) -> None:
+    sys.argv = ["diffalign", *arguments]
+    main()
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(data: str, tmp_path: Path) -> None:
