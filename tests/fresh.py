@@ -31,7 +31,8 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # read when libraries a
 
 
 @cache
-def _server() -> Any:
+def server() -> Any:
+    """The context of ``multiprocessing`` whose processes start so."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with patch.dict(os.environ, QUIET):
@@ -54,7 +55,7 @@ class Fresh:
     def __post_init__(self) -> None:
         self._printed = Path(tempfile.mkdtemp(dir=self.folder.parent))
         work = (self.function, self.arguments, self.folder, dict(self.environment), self._printed)
-        self.process = _server().Process(target=_call, args=work)
+        self.process = server().Process(target=_call, args=work)
         self.process.start()
 
     @property

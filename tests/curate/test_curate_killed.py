@@ -14,45 +14,14 @@ from pathlib import Path
 import pytest
 from test_curate import config, results
 
-from diffalign.core import config_to_yaml, write_text
-from diffalign.curate import curate
-
-# Everything is imported once; each try is a fork of that state, which starts in a fraction of the time.
-KILLER = """
-import os, random, signal, sys, time
-import diffalign.models.families, diffalign.recipes
-from diffalign.core import load_config
+from diffalign.core import config_to_yaml, load_config, write_text
 from diffalign.curate import CurateConfig, curate
-config, kills = load_config(CurateConfig, "config.yaml"), int(sys.argv[1])
+from fresh import Fresh
 
-def start(folder):
-    child = os.fork()
-    if child == 0:
-        try:
-            curate(config, folder)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return child
 
-def finish(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def work(settings: str, folder: str) -> None:
+    curate(load_config(CurateConfig, settings), folder)
 
-assert finish(start("first")) == 0
-began = time.monotonic()
-assert finish(start("whole")) == 0
-seconds, landed, finished = time.monotonic() - began, 0, 0
-moments = random.Random(int(sys.argv[2]))
-while landed < kills:
-    child = start(f"parts{finished}")
-    time.sleep(moments.uniform(0.0, 0.9) * seconds)
-    os.kill(child, signal.SIGKILL)
-    code = finish(child)
-    assert code in (0, -signal.SIGKILL), code
-    finished, landed = finished + (code == 0), landed + (code != 0)
-assert finish(start(f"parts{finished}")) == 0
-"""
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -61,11 +30,18 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def test_killed_at_random_moments_equals_never_killed(tmp_path: Path, kills: int) -> None:
     write_text(tmp_path / "config.yaml", config_to_yaml(config(audit=True)))
     seed = random.SystemRandom().randrange(10**6)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(kills), str(seed)],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-    assert done.returncode == 0, f"moments of seed {seed}: {done.stderr[-3000:]}"
+    moments, landed, finished = random.Random(seed), 0, 0
+    assert Fresh(work, ("config.yaml", "first"), tmp_path).returncode == 0
+    began = time.monotonic()
+    assert Fresh(work, ("config.yaml", "whole"), tmp_path).returncode == 0
+    seconds = time.monotonic() - began
+    while landed < kills:
+        running = Fresh(work, ("config.yaml", f"parts{finished}"), tmp_path)
+        time.sleep(moments.uniform(0.0, 0.9) * seconds)
+        running.process.kill()
+        assert running.returncode in (0, -signal.SIGKILL), f"moments of seed {seed}: {running.stderr[-3000:]}"
+        finished, landed = finished + (running.returncode == 0), landed + (running.returncode != 0)
+    assert Fresh(work, ("config.yaml", f"parts{finished}"), tmp_path).returncode == 0, f"moments of seed {seed}"
     whole = results(tmp_path / "whole")
     assert len(whole) == 4 and results(tmp_path / "first") == whole
     for parts in tmp_path.glob("parts*"):

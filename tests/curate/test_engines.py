@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from test_curate import config, results
 from diffalign.core import DiffalignError, Shard, plan_shards
 from diffalign.curate import curate, open_engine
 from diffalign.curate.engine import _gpus_each, default_workers
+from fresh import server
 
 
 def name_of(shard: Shard) -> Path:
@@ -46,7 +48,9 @@ def test_one_local_worker_is_this_process() -> None:
         assert list(mapper(name_of, plan_shards(2, 1))) == [Path(f"shard {index} by {os.getpid()}") for index in (0, 1)]
 
 
-def test_two_processes_do_one_function_after_another_and_tell_what_failed() -> None:
+def test_two_processes_do_one_function_after_another_and_tell_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forks = server()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forks)  # below they are spawned
     with open_engine("local", 2) as mapper:
         assert list(mapper(name_of, [])) == []
         first = sorted(str(path) for path in mapper(name_of, plan_shards(5, 1)))
