@@ -18,13 +18,14 @@ from diffalign.recipes.demo import MODELS, DemoConfig, evaluation_prompts, run_d
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = DemoConfig(
-    num_photos=40,
-    num_pairs=24,
+    num_photos=28,
+    num_pairs=16,
     min_gap=0.0,
-    num_fit_steps=3,
+    num_fit_steps=2,
     num_pair_steps=2,
+    batch_size=8,
     num_prompts=10,
-    num_steps=3,
+    num_steps=2,
     shown_scales=(0.0, 2.0),
 )
 
@@ -95,7 +96,7 @@ def test_strength_0_is_the_base(run: tuple[Path, dict[str, Any]]) -> None:
 def test_pairs_are_masked_and_scored(run: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = run
     pairs = list(Preferences(folder / "pairs"))
-    assert len(pairs) == 24
+    assert len(pairs) == 16
     for pair in pairs:
         assert pair.mask is not None and pair.provenance.method == "inpaint" and len(pair.scores) == 1
 
@@ -117,7 +118,7 @@ def test_evaluation_prompts_leave_some_for_validation(tmp_path: Path) -> None:
 
 def test_too_few_pairs_are_told(tmp_path: Path) -> None:
     with pytest.raises(DiffalignError, match="pairs are left after curation, fewer than a batch of 16"):
-        run_demo(SHORT.replace(num_photos=8), tmp_path / "run")
+        run_demo(SHORT.replace(num_photos=8, batch_size=16), tmp_path / "run")
 
 
 def test_a_hostile_folder_of_ones_own_photographs_ends_in_a_report(tmp_path: Path) -> None:
