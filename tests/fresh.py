@@ -27,6 +27,7 @@ PRELOADED = [
     "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
 ]
+PATIENCE = 1200.0  # seconds
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # read when libraries are imported
 
 
@@ -69,7 +70,10 @@ class Fresh:
     @property
     def returncode(self) -> int:
         """The exit code, once the process has ended; minus the number of a signal that ended it."""
-        self.process.join()
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"it takes longer than {PATIENCE:g} seconds: {self.stderr[-2000:]}")
         code: int = self.process.exitcode
         return code
 

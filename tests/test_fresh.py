@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+import fresh
 from fresh import PRELOADED, Fresh
 
 
@@ -22,6 +26,15 @@ def leave(code: int) -> None:
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh, "PATIENCE", 0.1)
+    running = Fresh(time.sleep, (20,), tmp_path)
+    with pytest.raises(AssertionError, match="longer than 0"):
+        assert running.returncode
+    running.process.join(60)
+    assert running.process.exitcode == -signal.SIGKILL
 
 
 def test_a_fresh_process_has_everything_imported_and_ends_as_it_says(tmp_path: Path) -> None:

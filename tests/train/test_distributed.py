@@ -43,12 +43,13 @@ def launch(processes: int, folder: Path, *arguments: str) -> Fresh:
         Fresh(work, arguments, folder, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
+    began = time.monotonic()
     while any(one.process.is_alive() for one in started):
         failed = [one for one in started if one.process.exitcode]
-        if failed:
+        if failed or time.monotonic() - began > 300:  # the others would wait for it
             for one in started:
                 one.process.kill()
-            return failed[0]
+            return (failed or started)[0]
         time.sleep(0.02)
     return next((one for one in started if one.returncode), started[0])
 
