@@ -8,13 +8,15 @@ guidance has two. The other sides hold one network:
     reused       packed, the difference held over --refresh-every evaluations
     window       packed, the first --window of the way alone
     both         packed, held and windowed
-    merged       the first-order merge: one LoRA, two evaluations a step
+    merged       the first-order merge in the weights: one network, two evaluations a step
+    merged LoRA  the same as one LoRA beside the weights
     base         text guidance alone, the floor
 
 Every side samples the same prompts from the same noise in one process. Before any time is printed, latents are compared
 with the published form's: adapters and packed must agree to --tolerance; of the others, which compute something else,
 the relative difference is printed. Time is that spent in the denoiser, summed over a run; the median over turns, all
-sides in each turn. Weights are those that must be held: networks and LoRAs.
+sides in each turn, their order turned round every time. Weights are those that must be held: networks and LoRAs. What
+turning adapters on and off takes is also measured apart, per step of the sequential form.
 
     python benchmarks/guided_sampling.py                                   # tiny-sd on the CPU
     python benchmarks/guided_sampling.py --model sd15 --precision bf16     # SD-1.5-sized, random weights, on a GPU
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from diffalign.core import print_table, torch_generator, versions, write_json
@@ -72,10 +75,11 @@ def main() -> None:
         modules = arguments.modules or make_modules(family, folder, rank=arguments.rank, size=arguments.effect)
         networks = three_networks(family, *modules)
         sides = make_sides(arguments, family, networks, *modules)
+        switching = switch_seconds(family, *modules)
         results = {batch: measure(arguments, family, sides, batch) for batch in arguments.batches}
-        report(arguments, results, weights_of(family, networks, modules))
+        report(arguments, results, weights_of(family, networks, modules), switching)
     if arguments.json:
-        found = {"settings": vars(arguments), "versions": versions(), "results": results}
+        found = {"settings": vars(arguments), "versions": versions(), "results": results, "switching": switching}
         write_json(arguments.json, json.loads(json.dumps(found, default=str)))
 
 
@@ -143,7 +147,8 @@ def make_sides(
         "reused": partial(attach, guide=guide, packed=True, refresh_every=every),
         "window": partial(attach, guide=early, packed=True),
         "both": partial(attach, guide=early, packed=True, refresh_every=every),
-        "merged": lambda pipe: one_merged(family, arguments.scale, positive, negative),
+        "merged": lambda pipe: one_merged(family, arguments.scale, positive, negative, fused=True),
+        "merged LoRA": lambda pipe: one_merged(family, arguments.scale, positive, negative, fused=False),
         "base": lambda pipe: nullcontext(),
     }
 
@@ -166,8 +171,9 @@ def three_at_once(networks: Sequence[nn.Module], scale: float) -> Iterator[None]
 
 
 @contextmanager
-def one_merged(family: Family, scale: float, positive: Path, negative: Path) -> Iterator[None]:
+def one_merged(family: Family, scale: float, positive: Path, negative: Path, *, fused: bool) -> Iterator[None]:
     network = family.denoiser
+    before = {name: value.clone() for name, value in network.state_dict().items()} if fused else {}
     names = {"positive": positive, "negative": negative}
     for name, path in names.items():
         load_adapter(network, path, name, prefix=family.lora_prefix)
@@ -175,10 +181,34 @@ def one_merged(family: Family, scale: float, positive: Path, negative: Path) -> 
     for name in names:
         remove_adapter(network, name)
     try:
-        with using(network, "merged"):
+        if fused:
+            fuse_adapter(network, "merged")
             yield
+        else:
+            with using(network, "merged"):
+                yield
     finally:
-        remove_adapter(network, "merged")
+        if fused:
+            network.load_state_dict(before)
+        else:
+            remove_adapter(network, "merged")
+
+
+def switch_seconds(family: Family, *modules: Path, repeats: int = 50) -> dict[str, float]:
+    """Seconds to have each adapter on once and off again, as a step of the sequential form does."""
+    for number, path in enumerate(modules):
+        load_adapter(family.denoiser, path, f"m{number}", prefix=family.lora_prefix)
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for number, _ in enumerate(modules):
+            with using(family.denoiser, f"m{number}"):
+                pass
+        taken.append(time.perf_counter() - began)
+    layers = sum(isinstance(layer, LoraLayer) for layer in family.denoiser.modules())
+    for number, _ in enumerate(modules):
+        remove_adapter(family.denoiser, f"m{number}")
+    return {"seconds": statistics.median(taken), "layers": layers}
 
 
 class Stopwatch:
@@ -222,7 +252,7 @@ def measure(
     latents: dict[str, Tensor] = {}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(arguments.turns + 1):
-        for side, enter in sides.items():
+        for side, enter in list(sides.items())[:: -1 if turn % 2 else 1]:
             with enter(pipe):
                 watch.seconds = 0.0
                 out = pipe(prompts, latents=noise, guidance_scale=arguments.guidance, output_type="latent", **size)
@@ -252,11 +282,14 @@ def weights_of(family: Family, networks: Sequence[nn.Module], modules: Sequence[
     adapted = size(family.denoiser)
     for number, _ in enumerate(modules):
         remove_adapter(family.denoiser, f"m{number}")
-    return {PUBLISHED: sum(map(size, networks)), "adapted": adapted, "base": base}
+    return {PUBLISHED: sum(map(size, networks)), "adapted": adapted, "base": base, "merged": base}
 
 
 def report(
-    arguments: argparse.Namespace, results: dict[int, dict[str, dict[str, float]]], held: dict[str, int]
+    arguments: argparse.Namespace,
+    results: dict[int, dict[str, dict[str, float]]],
+    held: dict[str, int],
+    switching: dict[str, float],
 ) -> None:
     sides = next(iter(results.values()))
     rows = []
@@ -270,6 +303,9 @@ def report(
         rows.append(tuple(cells))
     columns = [f"{what}, batch {batch}" for batch in results for what in ("time", "ms a step", "difference")]
     print_table(["side", "weights", *columns], rows, title="time and weights as shares of the published form's")
+    print(
+        f"switching adapters: {1000 * switching['seconds']:.2f} ms a step, {switching['layers']:.0f} layers with LoRAs"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,281 @@
+"""Preference as guidance on tiny-sd: every form over its strengths, against what as many evaluations buy otherwise.
+
+Per training seed: modules on the demo's pairs of photographs against damaged copies and on ranked own samples; images
+of every form and strength for validation prompts (one image each) and held-out prompts (two). Each method's strength,
+and text guidance's for the base, is chosen by tiny-clip on the validation prompts, pooled over training seeds;
+tiny-judge on held-out prompts and crops reports; the unit of the intervals is the training seed.
+
+Stated beforehand: the cheap form (packed, the difference held over two evaluations, the last 0.4 of the way without it)
+counts as no worse than exact cPGD where the lower end of the interval of its realism minus that of the exact form, of
+the same modules at the same strength, lies above -0.1. Plain fitting gains 0.6 here.
+
+    python scripts/findings/guidance.py --seeds 0 1 2     # everything; goes on where it stopped
+    python scripts/findings/guidance.py --report          # tables and figure of what has been measured
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from guidance_forms import FORMS, GRID, SPLITS, TRANSFER, best_of, draw_forms
+from guidance_modules import TAGS, calibrate, train_modules
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffalign.core import atomic_path, numpy_generator, read_json, read_jsonl, write_json, write_jsonl, write_text
+from diffalign.data import draw_crop, to_tensor
+from diffalign.evaluate import measure_models, score_folder
+from diffalign.rewards import judge_features
+from objectives import CHOOSER, cell, interval
+
+MARGIN = -0.1
+METRICS = ("choice", "realism", "kid", "diversity", "warmth")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/guidance"))
+    parser.add_argument("--full", type=Path, default=Path("runs/full"), help="where scripts/demo/full.py put its seeds")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="training seeds")
+    parser.add_argument("--report", action="store_true", help="only pool what has been measured")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        draw_forms(arguments.out / "shared", {}, {name: form for name, form in FORMS.items() if form.shared})
+        for split in SPLITS:
+            best_of(arguments.out / "shared" / split, split)
+        for seed in arguments.seeds:
+            folder = arguments.out / f"seed{seed}"
+            modules = train_modules(arguments, seed, folder)
+            calibrate(modules, arguments, seed, folder)
+            draw_forms(folder, modules, {name: form for name, form in FORMS.items() if not form.shared})
+            if seed == 0:
+                draw_forms(folder / "grid", modules, GRID, splits=("held_out",))
+                measure(folder / "grid", "held_out", seed, arguments.out / "shared")
+            for split in SPLITS:
+                measure(folder, split, seed, arguments.out / "shared")
+    report(arguments.out)
+
+
+def measure(folder: Path, split: str, seed: int, shared: Path) -> None:
+    """Everything of a split, into measured-<split>.json."""
+    first_seeds(shared / split / "base @ 1", shared / split / "base", SPLITS[split][1])
+    folders = {one.name: one for part in (shared, folder) for one in sorted((part / split).iterdir()) if one.is_dir()}
+    folders = {name: one for name, one in folders.items() if name != "base @ 1"}
+    for one in folders.values():
+        as_asked(one)
+    if split == "validation":
+        write_json(folder / "measured-validation.json", {name: chooser_mean(one) for name, one in folders.items()})
+        return
+    generator = numpy_generator("crops of the finding", "held_out", seed)
+    crops = [draw_crop("held_out", generator, size=32).image for _ in range(400)]
+    found = measure_models(
+        folders,
+        metrics={"choice": CHOOSER, "realism": "tiny-judge-realism"},
+        features=judge_features,
+        real=judge_features(crops),
+        baselines=(),
+        in_training=[CHOOSER],
+    )["models"]
+    for name, one in folders.items():
+        found[name]["warmth"] = {"mean": warmth(one)}
+    write_json(folder / f"measured-{split}.json", found)
+
+
+def chooser_mean(folder: Path) -> dict[str, dict[str, float]]:
+    """Mean of what chooses; one image per prompt has no diversity, and validation needs nothing else."""
+    values = [row.value for row in score_folder(folder, [CHOOSER], in_training=[CHOOSER]) if row.value is not None]
+    return {"choice": {"mean": sum(values) / len(values)}}
+
+
+def first_seeds(source: Path, target: Path, seeds: int) -> None:
+    """The base without the images that only the best of several needs."""
+    if not (target / "manifest.jsonl").exists():
+        rows = [row for row in read_jsonl(source / "manifest.jsonl") if row["seed"] < seeds]
+        for row in rows:
+            with atomic_path(target / row["file"]) as temporary:
+                temporary.write_bytes((source / row["file"]).read_bytes())
+        write_jsonl(target / "manifest.jsonl", rows)
+
+
+def as_asked(folder: Path) -> None:
+    """Judge what was made with a tagged prompt under the prompt itself."""
+    rows = list(read_jsonl(folder / "manifest.jsonl"))
+    if any(row["prompt"].startswith(TAGS[0]) for row in rows):
+        write_jsonl(folder / "manifest.jsonl", [row | {"prompt": row["prompt"].removeprefix(TAGS[0])} for row in rows])
+
+
+def warmth(folder: Path) -> float:
+    """Mean of red minus blue, in [-1, 1]: what the other fine-tune was made to have."""
+    pixels = torch.stack(
+        [to_tensor(Image.open(folder / row["file"]).convert("RGB")) for row in read_jsonl(folder / "manifest.jsonl")]
+    )
+    return float((pixels[:, 0] - pixels[:, 2]).mean() / 2)
+
+
+def report(out: Path) -> None:
+    """Pool the seeds: guidance.json, guidance.md, guidance.svg."""
+    pooled = {split: pool(out, split) for split in SPLITS}
+    chosen = choose(pooled["held_out"], pooled["validation"])
+    errors = merge_errors(out)
+    calibration = [read_json(file) for file in sorted(out.glob("seed*/calibration.json"))]
+    text = "\n".join(
+        (
+            "chosen on validation\n",
+            table(pooled["held_out"], chosen),
+            "\nall strengths\n",
+            table(pooled["held_out"], {key: pooled["validation"].get(key) for key in pooled["held_out"]}),
+            "\ncheap minus exact, realism\n",
+            *(
+                f"w {w:g}: {cell(found)}, no worse by the margin: {found['low'] > MARGIN}"
+                for w, found in cheap_minus_exact(out).items()
+            ),
+            "\nerror of merging, share of the guidance\n",
+            *(f"{name}: {cell(found)}" for name, found in errors.items()),
+            "\ncalibration\n",
+            *(
+                f"{kind}: {cell(interval([one[kind] for one in calibration]))}"
+                for kind in (calibration[0] if calibration else {})
+            ),
+            "\ntext guidance x preference scale, training seed 0\n",
+            grid_table(out),
+        )
+    )
+    write_json(out / "guidance.json", {"held_out": pooled["held_out"], "chosen": sorted(chosen)})
+    write_text(out / "guidance.md", text)
+    draw(pooled["held_out"], chosen, out / "guidance.svg")
+    print(text)
+
+
+def pool(out: Path, split: str) -> dict[str, dict[str, Any]]:
+    """Gains over the base by form and strength, with intervals over training seeds."""
+    gains: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(out.glob(f"seed*/measured-{split}.json")):
+        models = read_json(file)
+        for name, metrics in models.items():
+            for metric in METRICS:
+                if metric in metrics:
+                    gains[name][metric].append(metrics[metric]["mean"] - models["base"][metric]["mean"])
+            if split == "held_out" and "DPO @ 1" in models:
+                lead = metrics["realism"]["mean"] - models["DPO @ 1"]["realism"]["mean"]
+                gains[name]["realism minus DPO"].append(lead)
+    return {
+        name: {metric: interval(values) for metric, values in metrics.items()} | {"seeds": len(metrics["choice"])}
+        for name, metrics in gains.items()
+    }
+
+
+def form_of(key: str) -> str:
+    return key.partition(" @ ")[0]
+
+
+def choose(held_out: Mapping[str, Any], validation: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each form the strength with the highest mean of the chooser on validation prompts; of equal ones the first."""
+    chosen: dict[str, str] = {}
+    for key in held_out:
+        best = chosen.setdefault(form_of(key), key)
+        if key != best and validation[key]["choice"]["mean"] > validation[best]["choice"]["mean"]:
+            chosen[form_of(key)] = key
+    return {key: validation.get(key) for key in chosen.values()}
+
+
+def evaluations(key: str) -> float:
+    name, _, strength = key.partition(" @ ")
+    if name == "base, best of" or name.endswith("more steps"):
+        return float(strength)
+    return FORMS[name].evaluations if name in FORMS else 1.0
+
+
+def table(held_out: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """Gains over the base in Markdown."""
+    lines = ["| Form @ strength | evaluations | tiny-clip, validation | realism | less DPO's | KID | diversity |"]
+    lines.append("|---" * 7 + "|")
+    for key in sorted(keys, key=lambda key: [*FORMS, "base, best of"].index(form_of(key))):
+        one, before = held_out[key], keys[key]
+        validation = "" if before is None else f"{before['choice']['mean']:+.2f}"
+        cells = [cell(one[metric]) for metric in ("realism", "realism minus DPO", "kid", "diversity")]
+        lines.append(f"| {key} | {evaluations(key):g} | {validation} | {' | '.join(cells)} |")
+    lines.append("\nWarmth of the other fine-tune: ")
+    lines += [f"{key}: {cell(held_out[key]['warmth'])}" for key in keys if form_of(key) in TRANSFER]
+    return "\n".join(lines) + "\n"
+
+
+def cheap_minus_exact(out: Path) -> dict[float, dict[str, float]]:
+    """Realism of the cheap form minus that of the exact one, of the same modules and strength."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for file in sorted(out.glob("seed*/measured-held_out.json")):
+        models = read_json(file)
+        for strength in FORMS["cPGD (SFT), cheap"].strengths:
+            cheap, exact = (models[f"{name} @ {strength:g}"] for name in ("cPGD (SFT), cheap", "cPGD (SFT)"))
+            found[strength].append(cheap["realism"]["mean"] - exact["realism"]["mean"])
+    return {strength: interval(values) for strength, values in found.items()}
+
+
+def merge_errors(out: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for file in sorted(out.glob("seed*/train/merged */merge.json")):
+        found[file.parent.name].append(read_json(file)["measured"]["error"])
+    return {name: interval(values) for name, values in found.items()}
+
+
+def grid_table(out: Path) -> str:
+    file = out / "seed0" / "grid" / "measured-held_out.json"
+    if not file.exists():
+        return ""
+    models = read_json(file)
+    lines = ["| | tiny-clip | realism | KID | diversity |", "|---|---|---|---|---|"]
+    for name, one in models.items():
+        if form_of(name) in GRID:
+            values = (f"{one[metric]['mean']:.2f}" for metric in ("choice", "realism", "kid", "diversity"))
+            lines.append(f"| {form_of(name)} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Keys of the points that none other beats in both."""
+    return [
+        key
+        for key, (x, y) in points.items()
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    ]
+
+
+def draw(held_out: Mapping[str, Any], chosen: Mapping[str, Any], path: Path) -> None:
+    """Realism, and KID, against diversity: a line per form over its strengths, ringed the chosen; the Pareto front."""
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    forms = [name for name in (*FORMS, "base, best of") if name not in TRANSFER]
+    for axes, (metric, sign) in zip(figure.subplots(1, 2), (("realism", 1), ("kid", -1)), strict=True):
+        points = {}
+        for number, name in enumerate(forms):
+            keys = [key for key in held_out if form_of(key) == name]
+            if not keys:
+                continue
+            across = [held_out[key]["diversity"]["mean"] for key in keys]
+            up = [sign * held_out[key][metric]["mean"] for key in keys]
+            points |= dict(zip(keys, zip(across, up, strict=True), strict=True))
+            colour, marker = f"C{number % 10}", "os^"[number // 10 % 3]
+            axes.plot(across, up, "-", marker=marker, color=colour, markersize=4, linewidth=0.9, label=name)
+            for key, x, y in zip(keys, across, up, strict=True):
+                if key in chosen and name != "base":
+                    spread = held_out[key]
+                    axes.plot(x, y, "o", markersize=9, markerfacecolor="none", color=colour)
+                    low, high = sorted((sign * spread[metric]["low"], sign * spread[metric]["high"]))
+                    axes.plot([x, x], [low, high], color=colour, linewidth=0.5, alpha=0.6)
+                    ends = [spread["diversity"]["low"], spread["diversity"]["high"]]
+                    axes.plot(ends, [y, y], color=colour, linewidth=0.5, alpha=0.6)
+        front = sorted(points[key] for key in pareto(points))
+        axes.plot(*zip(*front, strict=True), "--", color="0.4", linewidth=1.2, label="Pareto front of the means")
+        axes.axhline(0, color="0.3", linewidth=0.8)
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_xlabel("diversity minus base (more is better)")
+        axes.set_ylabel(f"{'minus ' if sign < 0 else ''}{metric} over the base (more is better)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
