@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from guidance_forms import FORMS, GRID, SPLITS, TRANSFER, best_of, draw_forms
 from guidance_modules import TAGS, calibrate, train_modules
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -34,6 +35,20 @@ from diffalign.rewards import judge_features
 from objectives import CHOOSER, cell, interval
 
 MARGIN = -0.1
+LIMITS = {"realism": (-1.4, 2.8), "kid": (-8.0, 5.0)}  # of the figure; what breaks the images lies below
+COLOURS = {  # of the forms by how they start
+    "base": "black",
+    "NAG, prompt": "black",
+    "PGD": "C2",
+    "cPGD (SFT), merged": "C9",
+    "cPGD (DPO, reversed), merged": "C9",
+    "cPGD": "C0",
+    "NPO": "C3",
+    "Self-NPO": "C3",
+    "CHATS": "C4",
+    "NAG, adapter": "C4",
+    "": "C5",  # tuned models
+}
 METRICS = ("choice", "realism", "kid", "diversity", "warmth")
 
 
@@ -140,6 +155,7 @@ def report(out: Path) -> None:
             *(
                 f"{kind}: {cell(interval([one[kind] for one in calibration]))}"
                 for kind in (calibration[0] if calibration else {})
+                if kind != "rows"
             ),
             "\ntext guidance x preference scale, training seed 0\n",
             grid_table(out),
@@ -227,11 +243,11 @@ def grid_table(out: Path) -> str:
     if not file.exists():
         return ""
     models = read_json(file)
-    lines = ["| | tiny-clip | realism | KID | diversity |", "|---|---|---|---|---|"]
+    lines = ["| Scale of text @ of preference | tiny-clip | realism | KID | diversity |", "|---|---|---|---|---|"]
     for name, one in models.items():
         if form_of(name) in GRID:
             values = (f"{one[metric]['mean']:.2f}" for metric in ("choice", "realism", "kid", "diversity"))
-            lines.append(f"| {form_of(name)} | {' | '.join(values)} |")
+            lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -245,36 +261,40 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def draw(held_out: Mapping[str, Any], chosen: Mapping[str, Any], path: Path) -> None:
-    """Realism, and KID, against diversity: a line per form over its strengths, ringed the chosen; the Pareto front."""
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    forms = [name for name in (*FORMS, "base, best of") if name not in TRANSFER]
+    """Realism, and KID, against diversity: a line per form over its strengths, its number at the chosen one."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    forms = [name for name in (*FORMS, "base, best of") if name not in (*TRANSFER, "base")]
     for axes, (metric, sign) in zip(figure.subplots(1, 2), (("realism", 1), ("kid", -1)), strict=True):
         points = {}
-        for number, name in enumerate(forms):
+        for number, name in enumerate(forms, start=1):
             keys = [key for key in held_out if form_of(key) == name]
-            if not keys:
-                continue
             across = [held_out[key]["diversity"]["mean"] for key in keys]
             up = [sign * held_out[key][metric]["mean"] for key in keys]
             points |= dict(zip(keys, zip(across, up, strict=True), strict=True))
-            colour, marker = f"C{number % 10}", "os^"[number // 10 % 3]
-            axes.plot(across, up, "-", marker=marker, color=colour, markersize=4, linewidth=0.9, label=name)
-            for key, x, y in zip(keys, across, up, strict=True):
-                if key in chosen and name != "base":
-                    spread = held_out[key]
-                    axes.plot(x, y, "o", markersize=9, markerfacecolor="none", color=colour)
-                    low, high = sorted((sign * spread[metric]["low"], sign * spread[metric]["high"]))
-                    axes.plot([x, x], [low, high], color=colour, linewidth=0.5, alpha=0.6)
-                    ends = [spread["diversity"]["low"], spread["diversity"]["high"]]
-                    axes.plot(ends, [y, y], color=colour, linewidth=0.5, alpha=0.6)
+            colour = next(colour for start, colour in COLOURS.items() if name.startswith(start))
+            axes.plot(across, up, "-o", color=colour, markersize=3, linewidth=0.8, label=f"{number}  {name}")
+            for key in keys:
+                if key in chosen:
+                    mark(axes, held_out[key], metric, sign, number, colour)
         front = sorted(points[key] for key in pareto(points))
-        axes.plot(*zip(*front, strict=True), "--", color="0.4", linewidth=1.2, label="Pareto front of the means")
+        axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1.2, zorder=0)
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.axvline(0, color="0.3", linewidth=0.8)
-        axes.set_xlabel("diversity minus base (more is better)")
-        axes.set_ylabel(f"{'minus ' if sign < 0 else ''}{metric} over the base (more is better)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+        axes.set(xlim=(-0.16, 0.095), ylim=LIMITS[metric], xlabel="diversity minus base (more is better)")
+        axes.set_ylabel(f"{'minus KID' if sign < 0 else metric} over the base (more is better)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
+
+
+def mark(axes: Axes, found: Mapping[str, Any], metric: str, sign: int, number: int, colour: str) -> None:
+    """The number of a form where its chosen strength lies, with intervals."""
+    x, y = found["diversity"]["mean"], sign * found[metric]["mean"]
+    if LIMITS[metric][0] < y < LIMITS[metric][1]:
+        box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 1}
+        axes.text(x, y, str(number), fontsize=7, color=colour, ha="center", va="center", bbox=box, zorder=5)
+    ends = [sign * found[metric]["low"], sign * found[metric]["high"]]
+    axes.plot([x, x], ends, color=colour, linewidth=0.5, alpha=0.5)
+    axes.plot([found["diversity"]["low"], found["diversity"]["high"]], [y, y], color=colour, linewidth=0.5, alpha=0.5)
 
 
 if __name__ == "__main__":

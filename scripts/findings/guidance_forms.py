@@ -183,10 +183,19 @@ def draw_forms(
                     draw_form(out, split, name, form, modules, strength)
 
 
-def draw_form(out: Path, split: str, name: str, form: Form, modules: Modules, strength: float) -> None:
-    count, seeds = SPLITS[split]
+def draw_form(
+    out: Path,
+    split: str,
+    name: str,
+    form: Form,
+    modules: Modules,
+    strength: float,
+    *,
+    size: tuple[int, int] | None = None,
+) -> None:
+    count, seeds = size or SPLITS[split]
     rows = [PromptRow(id=row.id, prompt=form.prefix + row.prompt) for row in prompts_of(split)[:count]]
-    if name == "base" and split in SPLITS:
+    if name == "base":
         seeds *= BEST_OF  # the further ones are for best_of; measure() leaves them out
     family = base_family() if form.own is None and not replaces(form, modules, strength) else load_family("tiny-sd")
     with prepared(family, form, modules, strength):
