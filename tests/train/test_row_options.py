@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from train_helpers import config, equal, interrupt_at, metrics, tensors
 
 from diffalign.core import DiffalignError
@@ -189,6 +190,27 @@ def test_every_process_measures_its_share_of_the_bank(tmp_path: Path) -> None:
         found = list(pool.map(lambda index: measured(tmp_path, index, both), range(2)))
     assert [bank.tolist() for bank, _ in found] == [BANK, BANK]
     assert [sorted(set(rows)) for _, rows in found] == [[0, 1, 4, 5], [2, 3, 6]]
+
+
+def test_shards_that_another_process_kept_elsewhere_are_told_by_both(tmp_path: Path) -> None:
+    """Each has a folder of its own: nobody joins what is there, which would give rows the errors of others."""
+    both = threading.Barrier(2, timeout=20)
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(measured, tmp_path / str(index), index, both) for index in range(2)]
+        for run in runs:
+            with pytest.raises(DiffalignError, match=r"2 of 4 shards .* one shared folder"):
+                run.result()
+    assert not list(tmp_path.glob("*/reference_errors.safetensors"))
+
+
+def test_a_bank_that_is_too_short_is_measured_again(tmp_path: Path) -> None:
+    alone = threading.Barrier(1)
+    assert measured(tmp_path, 0, alone)[0].tolist() == BANK
+    path = tmp_path / "reference_errors.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({"errors": torch.tensor(BANK[:5])}, path, metadata=metadata)
+    assert measured(tmp_path, 0, alone)[0].tolist() == BANK
 
 
 def test_a_damaged_bank_is_measured_again(data: Path, cache: Path, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.core import atomic_path, content_hash, plan_shards, progress, shard_name, torch_generator
+from diffalign.core import (
+    DiffalignError,
+    Shard,
+    atomic_path,
+    content_hash,
+    plan_shards,
+    progress,
+    shard_name,
+    torch_generator,
+)
 
 __all__ = ["draw_number", "remember_errors"]
 
@@ -53,23 +62,26 @@ def remember_errors(
 
     Returns:
         (N, count, S) float32 on the CPU.
+
+    Raises:
+        DiffalignError: shards of other processes are not in this process's folder.
     """
     path, parts, key = folder / FILE, folder / PARTS, content_hash(made_with)
-    if _read(path, key) is None:
+    if _read(path, key, num_rows) is None:
         shards = plan_shards(num_rows, _rows_per_shard(num_rows, batch_size))
         own = shards[accelerator.process_index :: accelerator.num_processes]
         for shard in progress(own, description="measuring the reference", unit="shards"):
-            if _read(parts / shard_name(shard, SUFFIX), key) is None:
+            if _read(parts / shard_name(shard, SUFFIX), key, len(shard.rows)) is None:
                 errors = _measured(shard.rows, measure, count=count, batch_size=batch_size)
                 _write(parts / shard_name(shard, SUFFIX), errors, key)
         accelerator.wait_for_everyone()
+        errors = _joined(parts, shards, key)
         if accelerator.is_main_process:
-            found = [_read(parts / shard_name(shard, SUFFIX), key) for shard in shards]
-            _write(path, torch.cat([part for part in found if part is not None]), key)
+            _write(path, errors, key)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process and parts.exists():
         shutil.rmtree(parts)
-    bank = _read(path, key)
+    bank = _read(path, key, num_rows)
     assert bank is not None
     return bank
 
@@ -87,12 +99,25 @@ def _measured(rows: range, measure: Measure, *, count: int, batch_size: int) -> 
     )
 
 
+def _joined(parts: Path, shards: Sequence[Shard], key: str) -> Tensor:
+    """The errors of all rows; every process looks, so that none waits for one that gave up."""
+    found = [_read(parts / shard_name(shard, SUFFIX), key, len(shard.rows)) for shard in shards]
+    present = [errors for errors in found if errors is not None]
+    if len(present) < len(shards):
+        raise DiffalignError(
+            f"{len(shards) - len(present)} of {len(shards)} shards of the reference's errors are missing in {parts}, "
+            "though all processes are done: all of them need one shared folder for the run"
+        )
+    return torch.cat(present)
+
+
 def _write(path: Path, errors: Tensor, key: str) -> None:
     with atomic_path(path) as temporary:
         save_file({"errors": errors}, temporary, metadata={"made_with": key})
 
 
-def _read(path: Path, key: str) -> Tensor | None:
+def _read(path: Path, key: str, num_rows: int) -> Tensor | None:
+    """The errors in a file; None where it is missing, damaged, of something else or of another number of rows."""
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("made_with") != key:
@@ -100,4 +125,4 @@ def _read(path: Path, key: str) -> Tensor | None:
             errors: Tensor = file.get_tensor("errors")
     except (FileNotFoundError, SafetensorError):
         return None
-    return errors
+    return errors if len(errors) == num_rows else None
