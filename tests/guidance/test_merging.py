@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from diffalign.cli import app
 from diffalign.core import DiffalignError
-from diffalign.guidance import merge, merge_error
+from diffalign.guidance import merge, merge_error, module_hash
 from diffalign.models import load_adapter, load_denoiser, load_family, remove_adapter, using
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -71,6 +71,8 @@ def test_a_merged_lora_is_the_sum_of_its_parts_in_weights(modules: tuple[Path, P
         "tiny-sd", tmp_path / "again", positive=tmp_path / "whole", scale=1.0, num_timesteps=1, form="denoiser"
     )
     assert again.error < 1e-3
+    record = json.loads((tmp_path / "again/merge.json").read_text())  # the same hash as that of a guide or an adapter
+    assert record["modules"] == {"positive": {"path": str(tmp_path / "whole"), "hash": module_hash(tmp_path / "whole")}}
 
 
 def test_above_the_threshold_it_is_refused_unless_forced(tmp_path: Path) -> None:

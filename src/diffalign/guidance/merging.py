@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import DiffalignError, atomic_path, content_hash, sha256_file, torch_generator, versions, write_json
+from diffalign.core import DiffalignError, atomic_path, torch_generator, versions, write_json
 from diffalign.guidance.contrastive import contrastive
 from diffalign.guidance.pgd import pgd
+from diffalign.guidance.registry import module_hash
 from diffalign.models import (
     Family,
     RectifiedFlow,
@@ -135,7 +136,7 @@ def merge(
             "revision": family.revision,
             "scale": scale,
             "form": form,
-            "modules": {name: {"path": str(path), "hash": _hash(path)} for name, path in paths.items() if path},
+            "modules": {name: {"path": str(path), "hash": module_hash(path)} for name, path in paths.items() if path},
             "probes": {"prompts": list(prompts), "seed": seed, "num_timesteps": num_timesteps},
             "max_error": max_error,
             "forced": not report.error <= max_error,
@@ -290,10 +291,3 @@ def _report(predict: _Predict, scale: float, is_contrastive: bool, timesteps: Se
 
 def _ratio(difference: Tensor, size: Tensor) -> float:
     return round(float(difference.norm() / size.norm()), 6)
-
-
-def _hash(path: str | Path) -> str:
-    """Of all files of a module."""
-    found = Path(path)
-    files = [found] if found.is_file() else sorted(file for file in found.rglob("*") if file.is_file())
-    return content_hash({file.name: sha256_file(file) for file in files})
