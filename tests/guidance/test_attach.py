@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload_with_hook
 from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
 from guidance_helpers import (
     IMAGE_KINDS,
@@ -46,7 +45,8 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
 def state(pipe: Any) -> list[Any]:
     network = network_of(pipe)
     names = [(name, type(layer), len(layer._forward_hooks)) for name, layer in network.named_modules()]
-    return [names, adapter_names(network), vars(network).get("forward"), vars(network).keys() - {"_diffalign_adapters"}]
+    own = vars(network).keys() - {"_diffalign_adapters", "_hf_peft_config_loaded"}  # bookkeeping, empty
+    return [names, adapter_names(network), vars(network).get("forward"), own]
 
 
 def test_packed_rows_equal_passes_one_after_the_other(model: tuple[Any, Path, Path]) -> None:
@@ -62,7 +62,7 @@ def test_packed_rows_equal_passes_one_after_the_other(model: tuple[Any, Path, Pa
         assert seen.rows == rows
     torch.testing.assert_close(results[True], results[False], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(results[True], plain, atol=1e-2)
-    assert torch.equal(sampled(pipe), plain) and state(pipe)[:2] == before[:2]
+    assert torch.equal(sampled(pipe), plain) and state(pipe) == before
 
 
 def test_pgd_at_1_is_the_tuned_model_and_0_is_the_base(model: tuple[Any, Path, Path]) -> None:
@@ -225,20 +225,6 @@ def test_an_adapter_that_is_on_is_guided_as_the_base(sd: tuple[Any, Path, Path])
     remove_adapter(pipe.unet, "start")
 
 
-def test_offloading_and_callbacks(sd: tuple[Any, Path, Path]) -> None:
-    """Offloading wraps the forward, here onto the CPU itself."""
-    _, positive, negative = sd
-    guide = Contrastive(positive=positive, negative=negative, scale=2.0)
-    with attach(sd_pipeline(), guide) as pipe:
-        expected = sampled(pipe)
-    pipe, steps = sd_pipeline(), []
-    cpu_offload_with_hook(pipe.unet, execution_device="cpu")
-    offloaded = vars(pipe.unet)["forward"]
-    with attach(pipe, guide):
-        noted = sampled(pipe, callback_on_step_end=lambda pipe, step, t, given: steps.append(step) or given)
-    assert torch.equal(noted, expected) and vars(pipe.unet)["forward"] is offloaded and steps == [0, 1]
-
-
 class Toy(torch.nn.Module):
     """A denoiser of one layer."""
 
@@ -321,6 +307,6 @@ def test_exceptions_and_second_guides(sd: tuple[Any, Path, Path], tmp_path: Path
     pipe.unet.save_pretrained(tmp_path / "whole")
     with pytest.raises(DiffalignError, match="whole denoiser"), attach(pipe, PGD(tuned=tmp_path / "whole", scale=1.0)):
         pass
-    assert state(pipe)[:2] == before[:2] and torch.equal(sampled(pipe), plain)
+    assert state(pipe) == before and torch.equal(sampled(pipe), plain)
     add_adapter(pipe.unet, "new", LoraSettings(rank=1, alpha=1, targets=("to_q",)), seed=0)
     remove_adapter(pipe.unet, "new")

@@ -87,8 +87,30 @@ def test_pgd_text_guidance_off_and_off(pipe: Any) -> None:
     pgd = PreferenceGuider(preference_scale=1.0, guidance_scale=1.0, negative="")
     pred, calls = denoise(pipe, pgd)
     assert torch.equal(pred, tuned) and calls == 2
+    pipe.set_adapters(["style", "negative"])  # load_lora_weights leaves the last one on
     off, calls = denoise(pipe, PreferenceGuider(preference_scale=0.0, guidance_scale=1.0))
+    pipe.set_adapters(["style"])
     assert torch.equal(off, base) and calls == 1
+
+
+def test_loras_are_as_they_were_after_an_exception(pipe: Any) -> None:
+    def active() -> list[Any]:
+        return [layer._active_adapter for layer in pipe.unet.modules() if hasattr(layer, "_active_adapter")]
+
+    guider, before, calls = PreferenceGuider(preference_scale=1.5), active(), []
+
+    def second(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("on purpose")
+
+    handle = pipe.unet.conv_out.register_forward_pre_hook(second)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        denoise(pipe, guider)
+    handle.remove()
+    assert active() == before
+    fresh, _ = denoise(pipe, PreferenceGuider(preference_scale=1.5))
+    assert torch.equal(denoise(pipe, guider)[0], fresh) and active() == before
 
 
 def test_mistakes(pipe: Any) -> None:

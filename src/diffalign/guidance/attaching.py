@@ -47,10 +47,12 @@ def attach(
             but never a compiled denoiser, which would be compiled anew for every number of rows.
         refresh_every: hold the guide's difference over so many evaluations of the denoiser; None or 1 does not.
         refresh_above: hold it until the prediction it is added to has changed by more than this share (2-norm over the
-            batch). With both, whichever comes first. A new run never starts with a held one.
-        text_rows: how guides that look at one text branch know its rows. "auto" asks the pipeline, while it is called.
-            Where something else calls the denoiser: "uncond_cond" for batches whose first half is unconditional, "cond"
-            without text guidance.
+            batch). With both, whichever comes first. A new run, known by another text tensor or a rising noise level,
+            never starts with a held one.
+        text_rows: how guides that look at one text branch know its rows. "auto" asks the pipeline, while it is called;
+            of Stable Diffusion's, Kolors', HunyuanDiT's and Sana's it is known how they lay them out. Where something
+            else calls the denoiser: "uncond_cond" for batches whose first half is unconditional, "cond" without text
+            guidance.
 
     Yields:
         The same pipeline.
@@ -82,9 +84,9 @@ def attach(
             switch: RowSwitch | None = None
             if packed and site.adapters and not compiled:
                 switch = stack.enter_context(row_adapters(network))
-            name = "forward" if denoiser._compiled_call_impl is None else "_compiled_call_impl"
+            place = _place(denoiser)
             forward = GuidedForward(
-                getattr(denoiser, name),
+                getattr(denoiser, place),
                 guide,
                 site,
                 switch=switch,
@@ -92,7 +94,7 @@ def attach(
                 refresh=refresh,
                 text_rows=text_rows,
             )
-            stack.enter_context(_replaced(denoiser, name, forward))
+            stack.enter_context(_put(denoiser, place, forward))
         yield pipeline
 
 
@@ -101,7 +103,7 @@ def _load(stack: ExitStack, network: nn.Module, guide: Guide, prefix: str) -> di
     if guide.adapters and any(parameter.is_meta for parameter in network.parameters()):
         raise DiffalignError(
             "the denoiser's weights are offloaded layer by layer, where LoRAs cannot be added: use "
-            "enable_model_cpu_offload instead of enable_sequential_cpu_offload, or attach before it"
+            "enable_model_cpu_offload instead of enable_sequential_cpu_offload"
         )
     loaded = {}
     for role, path in guide.adapters.items():
@@ -118,18 +120,32 @@ def _unload(network: nn.Module, name: str) -> None:
         remove_adapter(network, name)
 
 
+def _place(denoiser: nn.Module) -> str:
+    """The attribute whose call computes the prediction, and which stays what it is made during the block.
+
+    Offloading's own forward calls ``_old_forward``. It is taken off and put on anew at the end of every run of a
+    pipeline, around whatever is there.
+    """
+    if denoiser._compiled_call_impl is not None:
+        return "_compiled_call_impl"
+    return "_old_forward" if hasattr(denoiser, "_hf_hook") and hasattr(denoiser, "_old_forward") else "forward"
+
+
 @contextmanager
-def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Inside the block the module's own attribute is another; what was there, such as offloading's, comes back."""
-    had, before = name in vars(module), vars(module).get(name)
-    setattr(module, name, value)
+def _put(denoiser: nn.Module, place: str, guided: GuidedForward) -> Iterator[None]:
+    """Inside the block the guided forward has the place; what was there comes back, wherever it lies by then."""
+    own_forward = "forward" in vars(denoiser)
+    setattr(denoiser, place, guided)
     try:
         yield
     finally:
-        if had:
-            setattr(module, name, before)
-        else:
-            delattr(module, name)
+        guided.end()
+        for name in ("_compiled_call_impl", "_old_forward", "forward"):
+            if getattr(denoiser, name, None) is guided:
+                if name == "forward" and not own_forward:
+                    delattr(denoiser, name)
+                else:
+                    setattr(denoiser, name, guided.before)
 
 
 def _denoiser_of(pipeline: Any) -> tuple[str, nn.Module]:

@@ -17,6 +17,7 @@ __all__ = ["TextBranches", "TextRows", "extrapolate_text", "pack_rows", "text_br
 
 TextRows = Literal["auto", "uncond_cond", "cond"]
 
+_UNCOND_FIRST = ("StableDiffusion", "Kolors", "HunyuanDiT", "SanaPipeline", "SanaControlNet", "SanaPAG")
 _THIRD_BRANCH = ("do_perturbed_attention_guidance", "image_guidance_scale")  # of diffusers' pipelines
 _UNBATCHED = ("img_ids", "txt_ids")  # positions of tokens, the same for every row
 _TEXT_FIELDS = ("encoder_hidden_states", "pooled_projections", "text_embeds")
@@ -47,11 +48,12 @@ def text_branches(pipeline: Any, num_rows: int, text_rows: TextRows) -> TextBran
     Args:
         pipeline: while it is being called, where ``text_rows`` is "auto".
         num_rows: of the batch.
-        text_rows: "auto" asks the pipeline's ``do_classifier_free_guidance``, as diffusers' own code does;
-            "uncond_cond" is half and half, "cond" has no unconditional rows.
+        text_rows: "auto" asks the ``do_classifier_free_guidance`` of pipelines that put the unconditional half first;
+            others call the network once per branch, or lay rows out the other way round. "uncond_cond" is half and
+            half, "cond" has no unconditional rows.
 
     Raises:
-        DiffalignError: the pipeline does not say, or halves are not equal.
+        DiffalignError: that is not known of the pipeline, or halves are not equal.
     """
     if text_rows == "auto":
         if any(getattr(pipeline, name, None) for name in _THIRD_BRANCH):
@@ -59,14 +61,14 @@ def text_branches(pipeline: Any, num_rows: int, text_rows: TextRows) -> TextBran
                 f"{type(pipeline).__name__} puts a third branch into its batches, for which this guide is not defined: "
                 "turn its pag_scale off, or use a guide of both text branches"
             )
-        try:
-            guided = bool(pipeline.do_classifier_free_guidance)
-        except AttributeError as error:
+        known = any(kind.__name__.startswith(_UNCOND_FIRST) for kind in type(pipeline).__mro__)
+        guided = known and getattr(pipeline, "do_classifier_free_guidance", None)
+        if not known or guided is None:
             raise DiffalignError(
-                f"cannot tell conditional from unconditional rows: {type(pipeline).__name__} does not say, or is not "
-                "what calls the denoiser. Give attach text_rows='uncond_cond' if batches hold the unconditional half "
-                "first, or text_rows='cond' without text guidance"
-            ) from error
+                f"cannot tell conditional from unconditional rows: it is not known how {type(pipeline).__name__} lays "
+                "them out, or it is not what calls the denoiser. Give attach text_rows='uncond_cond' if batches hold "
+                "the unconditional half first, or text_rows='cond' without text guidance"
+            )
     else:
         guided = text_rows == "uncond_cond"
     if guided and num_rows % 2:

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput, rescale_noise_cfg
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from diffalign.core import DiffalignError, unknown
 from diffalign.guidance.contrastive import contrastive
@@ -65,6 +66,7 @@ class PreferenceGuider(BaseGuidance):  # type: ignore[misc]
         self.guidance_rescale = guidance_rescale
         self._modules = {"_positive": positive} | ({"_negative": negative} if negative else {})
         self._before: list[tuple[BaseTunerLayer, Any, bool]] = []
+        self._ending: RemovableHandle | None = None
 
     @property
     def num_conditions(self) -> int:
@@ -92,23 +94,30 @@ class PreferenceGuider(BaseGuidance):  # type: ignore[misc]
         name = self._wanted()[self._count_prepared]
         self._count_prepared += 1
         known = getattr(denoiser, "peft_config", None) or {}
-        modules = list(self._modules.values()) if self.preference_scale else []
+        modules = list(self._modules.values())
         for module in modules:
-            if module not in known:
+            if self.preference_scale and module not in known:
                 raise unknown("LoRA of the pipeline", module, known)
         wanted = [module for ending, module in self._modules.items() if name.endswith(ending)]
+        self._ending = denoiser.register_forward_hook(lambda *_: self._restore(), always_call=True)
         for layer in denoiser.modules():
-            if modules and isinstance(layer, BaseTunerLayer):
+            if isinstance(layer, BaseTunerLayer):
                 self._before.append((layer, layer._active_adapter, layer._disable_adapters))
                 others = [] if layer._disable_adapters else [one for one in layer.active_adapters if one not in modules]
                 layer._active_adapter = others + [one for one in wanted if one in layer.scaling]
                 layer._disable_adapters = False
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """Puts every layer's adapters back."""
+        """Puts every layer's adapters back, unless the end of the prediction has, as it does after an exception too."""
+        self._restore()
+
+    def _restore(self) -> None:
         for layer, active, disabled in self._before:
             layer._active_adapter, layer._disable_adapters = active, disabled
         self._before = []
+        if self._ending:
+            self._ending.remove()
+            self._ending = None
 
     def forward(self, **preds: Tensor) -> Any:
         """The formula on each branch, then text guidance.

@@ -24,6 +24,7 @@ _MOST_PACKED = 24  # rows: cPGD with text guidance at four images; beyond, packi
 _BATCH = ("sample", "hidden_states")
 _LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 _TOLD_STEPS = ("UNet2DConditionModel", "SD3Transformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel")
+_OWN_LEVELS = ("IPNDMScheduler",)  # and those of EDM, which have precondition_noise
 _TOLD_LEVEL = ("FluxTransformer2DModel",)
 
 
@@ -98,33 +99,43 @@ class GuidedForward:
             refresh: when held differences are renewed.
             text_rows: see ``text_branches``.
         """
-        self._forward, self._guide, self._site = forward, guide, site
+        self.before, self._guide, self._site = forward, guide, site
         self._switch, self._packed, self._refresh, self._text_rows = switch, packed, refresh, text_rows
         self._signature = inspect.signature(type(site.denoiser).forward)
-        self._clock = clock(site.denoiser, site.pipeline) if guide.timed else 1.0
+        if guide.timed:
+            clock(site.denoiser, site.pipeline)  # whether it is known is told now
+        self._ended = False
+        self._had_uncond = False  # in this run
         self._held: _Held | None = None
         self._number = 0  # of this call
-        self._timestep = 0.0  # of the call before, where differences are held, and its text
+        self._timestep = 0.0  # of the call before, and its text
         self._text: Tensor | None = None
         self._output: Any = None  # of the last pass, for its type
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the denoiser's forward, with the guide's prediction in its output."""
+        if self._ended:
+            return self.before(*args, **kwargs)
         self._number += 1
         arguments = self._bind(args, kwargs)
-        if self._refresh.holds and self._is_new_run(arguments):
-            self._held = None
+        self._note_run(arguments)
         num_rows = len(next(arguments[name] for name in _BATCH if name in arguments))
         progress = self._progress(arguments["timestep"]) if self._guide.timed else 0.0
         passes = self._guide.passes(progress)
         branches = self._branches(num_rows, passes, skips=bool(arguments.get("skip_layers")))
+        if not branches.num_uncond:
+            passes = {name: each for name, each in passes.items() if each.branch != "uncond"}
         self._site.progress = progress
         if all(each == Pass() for each in passes.values()):
             with self._running([branches.rows("both")], branches):
-                return self._forward(*args, **kwargs)
+                return self.before(*args, **kwargs)
         pred = self._guided(_Call(arguments, num_rows, branches, progress), passes)
-        output = self._output
+        output, self._output = self._output, None
         return (pred, *output[1:]) if isinstance(output, tuple) else type(output)(sample=pred)
+
+    def end(self) -> None:
+        """From now on it is the forward of before: something else, such as offloading, may still hold it."""
+        self._ended, self._held, self._text = True, None, None
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         arguments = dict(self._signature.bind(None, *args, **kwargs).arguments)
@@ -143,7 +154,7 @@ class GuidedForward:
         levels = set(torch.as_tensor(timestep).flatten().tolist())
         if len(levels) != 1:
             raise DiffalignError(f"a window or schedule needs one timestep for all rows, got {sorted(levels)}")
-        return 1 - float(levels.pop()) / self._clock
+        return 1 - float(levels.pop()) / clock(self._site.denoiser, self._site.pipeline)
 
     def _branches(self, num_rows: int, passes: Mapping[str, Pass], *, skips: bool) -> TextBranches:
         asked = {each.branch for each in passes.values()} - {"both"}
@@ -154,7 +165,8 @@ class GuidedForward:
                 f"{type(self._guide).__name__} does not work with skip-layer guidance, whose extra pass has other rows"
             )
         branches = text_branches(self._site.pipeline, num_rows, self._text_rows)
-        if "uncond" in asked and not branches.num_uncond:
+        self._had_uncond |= branches.num_uncond > 0
+        if "uncond" in asked and not self._had_uncond:  # a callback may end it, which leaves the other branch's model
             raise DiffalignError(
                 f"{type(self._guide).__name__} acts on the unconditional branch, and text guidance is off: call the "
                 "pipeline with a guidance_scale above 1"
@@ -179,16 +191,18 @@ class GuidedForward:
     def _is_due(self, held: _Held) -> bool:
         return self._refresh.every is not None and self._number - held.number >= self._refresh.every
 
-    def _is_new_run(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the noise level rises or the text is another; a pipeline passes the same tensor in all steps."""
+    def _note_run(self, arguments: Mapping[str, Any]) -> None:
+        """Forget what belongs to a run that is over: the noise level rises, or the text is another object.
+
+        A run passes the same text tensor in all steps, unless a callback replaces it.
+        """
         text, timestep = arguments.get("encoder_hidden_states"), _timestep(arguments)
-        before, text_before = self._timestep, self._text
+        rises = timestep > self._timestep
+        if rises:
+            self._had_uncond = False
+        if rises or text is not self._text:
+            self._held = None
         self._timestep, self._text = timestep, text
-        if text is text_before:
-            return timestep > before
-        if timestep >= before or text is None or text_before is None:
-            return True
-        return text.shape != text_before.shape or not torch.equal(text, text_before)
 
     def _has_changed(self, preds: Mapping[str, Tensor], held: _Held) -> bool:
         if self._refresh.above is None:
@@ -242,14 +256,14 @@ class GuidedForward:
         sizes = [len(each) for each in rows]
         packed = pack_rows(list(zip(texts, rows, strict=True)), call.num_rows)
         with self._running(rows, call.branches), switch(list(zip(sizes, adapters, strict=True))):
-            self._output = self._forward(**packed)
+            self._output = self.before(**packed)
         return dict(zip(passes, self._output[0].split(sizes), strict=True))
 
     def _predict_one(self, call: _Call, each: Pass) -> Tensor:
         rows, adapters = call.branches.rows(each.branch), self._adapters(each)
         text = extrapolate_text(call.arguments, call.branches, each.text_extrapolation)
         with self._running([rows], call.branches), using(self._site.denoiser, adapters, keep=True):
-            self._output = self._forward(**pack_rows([(text, rows)], call.num_rows))
+            self._output = self.before(**pack_rows([(text, rows)], call.num_rows))
         return self._output[0]  # type: ignore[no-any-return]  # of a tuple, or the first field of a diffusers output
 
     def _adapters(self, each: Pass) -> dict[str, float]:
@@ -301,11 +315,17 @@ def clock(denoiser: nn.Module, pipeline: Any) -> float:
     """What the network is told at pure noise.
 
     Raises:
-        DiffalignError: that is not known of this network.
+        DiffalignError: that is not known of this network, or the scheduler tells it something else.
     """
     kind = type(denoiser).__name__
     if kind in _TOLD_STEPS:
-        return float(pipeline.scheduler.config.num_train_timesteps)
+        scheduler = pipeline.scheduler
+        if hasattr(scheduler, "precondition_noise") or type(scheduler).__name__ in _OWN_LEVELS:
+            raise DiffalignError(
+                f"{type(scheduler).__name__} tells the network noise levels of its own in place of timesteps, for "
+                "which windows and schedules are not defined: leave start, stop and schedule as they are"
+            )
+        return float(scheduler.config.num_train_timesteps)
     if kind in _TOLD_LEVEL:
         return 1.0
     raise DiffalignError(

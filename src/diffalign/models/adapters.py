@@ -258,9 +258,14 @@ def concatenate_adapters(denoiser: nn.Module, weights: Mapping[str, float], targ
 def remove_adapter(denoiser: nn.Module, name: str) -> None:
     """Removes an adapter; layers that hold no other become plain layers again.
 
+    One that was removed from outside (``pipe.unload_lora_weights()``) is forgotten.
+
     Raises:
         DiffalignError: no such adapter, or it is on.
     """
+    if name in adapters_of(denoiser) and name not in configs_of(denoiser):
+        del adapters_of(denoiser)[name]
+        return
     if any(name in layer.active_adapters for layer in layers_of(denoiser, name)):
         raise DiffalignError(f"adapter {name!r} is on; leave the `using` block before removing or fusing it")
     delete_adapter_layers(denoiser, name)

@@ -129,9 +129,11 @@ def sample_latents(
     else:
         scheduler.set_timesteps(timesteps=list(timesteps), device=noise.device)
     call = predict or family.predict
+    if guidance_scale != 1 and negative_condition is not None:
+        condition = {key: torch.cat([negative_condition[key], value]) for key, value in condition.items()}
     latents, states, preds = noise.float(), [], []
     for number, timestep in enumerate(scheduler.timesteps):
-        pred = _guided(call, latents, timestep, condition, negative_condition, guidance_scale).float()
+        pred = _guided(call, latents, timestep, condition, guidance_scale).float()
         if not bool(pred.isfinite().all()):
             raise FloatingPointError(
                 f"the prediction is not finite at step {number} of {num_steps}, timestep {timestep}"
@@ -145,15 +147,10 @@ def sample_latents(
 
 
 def _guided(
-    call: Predict,
-    latents: Tensor,
-    timestep: Tensor,
-    condition: Mapping[str, Tensor],
-    negative_condition: Mapping[str, Tensor] | None,
-    guidance_scale: float,
+    call: Predict, latents: Tensor, timestep: Tensor, condition: Mapping[str, Tensor], guidance_scale: float
 ) -> Tensor:
-    if guidance_scale == 1 or negative_condition is None:
+    """The guided prediction; with text guidance the condition has the unconditional rows first."""
+    if guidance_scale == 1:
         return call(latents, timestep.expand(len(latents)), condition)
-    both = {key: torch.cat([negative_condition[key], value]) for key, value in condition.items()}
-    uncond, cond = call(torch.cat([latents, latents]), timestep.expand(2 * len(latents)), both).chunk(2)
+    uncond, cond = call(torch.cat([latents, latents]), timestep.expand(2 * len(latents)), condition).chunk(2)
     return uncond + guidance_scale * (cond - uncond)
