@@ -151,6 +151,10 @@ def test_what_it_cannot_guide_is_refused() -> None:
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(DiffalignError, match="FusedAttnProcessor"), attach(pipe, NAG(negative_prompt="x")):
         pass
+    pipe = sd_pipeline()
+    pipe.text_encoder = None
+    with pytest.raises(DiffalignError, match="this pipeline has none"), attach(pipe, NAG(negative_prompt="x")):
+        pass
     for settings in ({}, {"negative_prompt": "x", "negative_adapter": "y"}, {"negative_prompt": "x", "tau": 0.0}):
         with pytest.raises(DiffalignError, match="expected"):
             NAG(**settings)  # type: ignore[arg-type]

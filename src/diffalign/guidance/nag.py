@@ -178,6 +178,11 @@ class NAG:
             return None
         prompts = [self.negative_prompt] if isinstance(self.negative_prompt, str) else list(self.negative_prompt)
         pipeline = site.pipeline
+        if not any(getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")):
+            raise DiffalignError(
+                "a negative_prompt needs the pipeline's text encoder, and this pipeline has none: load it for the block, "
+                "or use a negative_adapter"
+            )
         with torch.no_grad():
             encoded = pipeline.encode_prompt(
                 prompt=prompts,
