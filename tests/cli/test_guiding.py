@@ -164,6 +164,9 @@ def test_mistakes_are_told_in_a_line(run: Run) -> None:
         ((*CPGD, "--scale", "1", "--set", "guide.settings.stpo=0.5"), "nearest: stop"),
         ((*CPGD, "--scale", "1", "--set", "guide.packd=true"), "nearest: guide.packed"),
         (("--guide", "npo", "--negative", "neg", "--guidance", "1"), "text guidance is off"),
+        ((*CPGD, "--scale", "0:4:2", "--set", "guide.settings.scale=9"), "scale is what the sweep changes, got 9"),
+        ((*CPGD, "--scale", "0:4:2", "--set", "guide.settings={positive: pos, negative: neg, scale: 9}"), "got 9"),
+        (("--guidance", "2:4:1", "--set", "guidance_scale=9"), "guidance_scale is what the sweep changes, got 9"),
     ):
         for also in ((), ("--dry-run",)):
             code, _, err = run(*TINY, *arguments, *also)
@@ -177,6 +180,8 @@ def test_from_a_range_to_a_chosen_strength(run: Run, tmp_path: Path) -> None:
     assert next(read_jsonl(tmp_path / "s" / "scale-4" / "manifest.jsonl"))["guide"]["scale"] == 4.0
     code, _, err = run("sample", "s/config.yaml", "--out", "s")  # goes on by its own settings: nothing is left to do
     assert code == 0 and (tmp_path / "s" / "scale-4" / "manifest.jsonl").read_bytes() == before, err
+    code, _, err = run("sample", "s/config.yaml", "--set", "guide.settings.scale=9", "--dry-run")
+    assert code == 2 and "scale is what the sweep changes, got 9" in err
     code, out, _ = run("sample", "s/config.yaml", "--scale", "8", "--dry-run")
     assert code == 0 and "scale 8.0" in line(out, "guide") and "strengths" not in out
     rewards = ("--reward", "saturation", "--reward", "tiny-clip", "--choose-by", "tiny-clip")

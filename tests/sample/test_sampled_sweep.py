@@ -11,7 +11,7 @@ from PIL import Image
 from sample_helpers import save_loras
 
 import diffalign.sample.run as run_module
-from diffalign.core import DiffalignError, load_config, read_json, read_jsonl
+from diffalign.core import DiffalignError, load_config, read_json, read_jsonl, write_json
 from diffalign.sample import (
     GuideConfig,
     SampleConfig,
@@ -100,6 +100,37 @@ def test_a_stopped_sweep_goes_on(config: SweepConfig, tmp_path: Path, monkeypatc
     with pytest.raises(DiffalignError, match="scale-2 of 3 runs"):
         read_sweep(tmp_path / "sweep")
     with pytest.raises(DiffalignError, match="it is no sweep"):
+        read_sweep(tmp_path)
+
+
+def test_a_rerun_with_changed_loras_is_refused_and_harms_nothing(config: SweepConfig, tmp_path: Path) -> None:
+    """The settings are the same, the files behind them are not."""
+    tuned = tmp_path / "tuned"
+    shutil.copytree(config.sample.guide.settings["positive"], tuned)  # type: ignore[union-attr]
+    guide = GuideConfig(name="pgd", settings={"tuned": str(tuned)})
+    config = config.replace(
+        sample=config.sample.replace(guide=guide, limit=1, num_seeds=1, num_steps=1), strengths=(0.0, 1.0)
+    )
+    run_sweep(config, tmp_path / "sweep")
+    before = {file: file.read_bytes() for file in (tmp_path / "sweep").rglob("*") if file.is_file()}
+    (tuned / "adapter_config.json").write_text("{}")
+    with pytest.raises(DiffalignError, match=r"sweep was made with other files of guide 'pgd' \(tuned\)"):
+        run_sweep(config, tmp_path / "sweep")
+    assert {file: file.read_bytes() for file in (tmp_path / "sweep").rglob("*") if file.is_file()} == before
+    with pytest.raises(DiffalignError, match="begun with other settings"):  # those of another guide are told as such
+        run_sweep(
+            config.replace(
+                sample=config.sample.replace(guide=guide.replace(settings={"tuned": str(tuned), "stop": 0.5}))
+            ),
+            tmp_path / "sweep",
+        )
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "..", "", "a/b", 7])
+def test_runs_lie_in_the_sweeps_own_folder(tmp_path: Path, name: Any) -> None:
+    table = {"axis": "scale", "strengths": [0.0, 1.0], "folders": ["scale-0", name], "guide": None, "settings": {}}
+    write_json(tmp_path / "sweep.json", table)
+    with pytest.raises(DiffalignError, match=r"sweep\.json: expected plain names of folders beside it, got"):
         read_sweep(tmp_path)
 
 

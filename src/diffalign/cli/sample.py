@@ -122,11 +122,34 @@ def _config(file: str, given: dict[str, Any], guiding: GuideOptions, settings: l
     former = load_config(SweepConfig, file) if file and _is_sweep(file) else None
     before = former.sample if former else load_config(SampleConfig, file) if file else None
     sample = before.replace(**given) if before else SampleConfig(**given)
-    sample = override(sample.replace(guide=guiding.merged(sample.guide)), settings)
+    asked = sample.replace(guide=guiding.merged(sample.guide))
+    sample = override(asked, settings)
     if guiding.range:
-        return SweepConfig(sample=sample, axis=guiding.axis(sample.guide), strengths=guiding.range)
-    fixed = guiding.guidance if former and former.axis == "guidance" else guiding.scale
-    return former.replace(sample=sample) if former and not fixed else sample
+        wanted = SweepConfig(sample=sample, axis=guiding.axis(sample.guide), strengths=guiding.range)
+    else:
+        fixed = guiding.guidance if former and former.axis == "guidance" else guiding.scale
+        if former is None or fixed:
+            return sample
+        wanted = former.replace(sample=sample)
+    _refuse_set_strength(asked, wanted)
+    return wanted
+
+
+def _refuse_set_strength(asked: SampleConfig, sweep: SweepConfig) -> None:
+    """Raise where --set changed what the sweep changes, which would have no effect."""
+
+    def strength(sample: SampleConfig) -> Any:
+        if sweep.axis == "guidance":
+            return sample.guidance_scale
+        return sample.guide.settings.get(sweep.axis) if sample.guide else None
+
+    given = strength(sweep.sample)
+    if given is not None and given != strength(asked):
+        key, option = ("guidance_scale", "guidance") if sweep.axis == "guidance" else (sweep.axis, "scale")
+        raise DiffalignError(
+            f"{key} is what the sweep changes, got {given} for it by --set: leave that out, or give --{option} {given} "
+            "to sample at this strength alone"
+        )
 
 
 def _is_sweep(file: str) -> bool:

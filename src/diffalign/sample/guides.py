@@ -110,6 +110,6 @@ def evaluations_per_image(
     guide = checked_guide(config, guidance_scale)
     scheduler = make_scheduler(family, solver)
     scheduler.set_timesteps(num_steps)
-    clean = clock(family.denoiser, family.pipeline()) if guide.timed else 1.0
-    progresses = [1 - float(timestep) / clean for timestep in scheduler.timesteps]
+    pure_noise = clock(family.denoiser, family.pipeline()) if guide.timed else 1.0
+    progresses = [1 - float(timestep) / pure_noise for timestep in scheduler.timesteps]
     return count_evaluations(guide, progresses, text_guided=text_guided, refresh_every=config.refresh_every)

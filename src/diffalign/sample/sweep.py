@@ -6,7 +6,7 @@ A folder holds a run per strength (``scale-0/``, ``scale-2/``, ...; each as ``sa
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from diffalign.core import (
     dump_config,
     read_json,
     read_jsonl,
+    safe_name,
     setting,
     write_json,
 )
@@ -114,18 +115,19 @@ def run_sweep(config: SweepConfig, folder: str | Path, *, device: str | torch.de
         The grid: the first seed of the first prompts, a column for each strength.
 
     Raises:
-        DiffalignError: a setting does not fit, or the folder belongs to another sweep.
+        DiffalignError: a setting does not fit, or the folder belongs to another sweep, whose files stay as they are.
     """
     configs = [at_strength(config, strength) for strength in config.strengths]
     for each in configs:
         if each.guide is not None:
             checked_guide(each.guide, each.guidance_scale)
-    prompts = wanted_prompts(config.sample)
+    prompts, table = wanted_prompts(config.sample), _described(config)
+    _refuse_other_loras(Path(folder), table)
     loaded = load_model(configs[-1], device=device)
     with make_sampler(loaded, configs[-1]):
         pass  # what does not fit the model is told before anything is written
     with RunFolder.open(folder, config, kind="sweep") as run:
-        write_json(run.path / _TABLE, _described(config))
+        write_json(run.path / _TABLE, table)
         for strength, each in zip(config.strengths, configs, strict=True):
             name = strength_name(config.axis, strength)
             with make_sampler(loaded, each) as sampler:
@@ -147,7 +149,7 @@ def read_sweep(folder: str | Path) -> SweepFolder:
     """What ``run_sweep`` wrote.
 
     Raises:
-        DiffalignError: no sweep is there, or a run of it is missing or not finished.
+        DiffalignError: no sweep is there, its runs lie elsewhere, or one of them is missing or not finished.
     """
     folder = Path(folder)
     if not (folder / _TABLE).is_file():
@@ -157,7 +159,10 @@ def read_sweep(folder: str | Path) -> SweepFolder:
         )
     found = read_json(folder / _TABLE)
     try:
-        runs = tuple(folder / name for name in found["folders"])
+        names = found["folders"]
+        if any(not isinstance(name, str) or safe_name(name) != name for name in names):
+            raise DiffalignError(f"{folder / _TABLE}: expected plain names of folders beside it, got {names}")
+        runs = tuple(folder / name for name in names)
         sweep = SweepFolder(found["axis"], tuple(found["strengths"]), runs, found["guide"], found["settings"])
     except (KeyError, TypeError) as error:
         raise DiffalignError(f"{folder / _TABLE} is not a sweep's: {error} is missing or wrong") from error
@@ -185,6 +190,20 @@ def _described(config: SweepConfig) -> dict[str, Any]:
         "guide": {key: value for key, value in guide.items() if key != config.axis} if guide else None,
         "settings": settings,
     }
+
+
+def _refuse_other_loras(folder: Path, table: Mapping[str, Any]) -> None:
+    """Raise where a sweep of the same settings was made by other LoRAs; other settings are told elsewhere."""
+    if not (folder / _TABLE).is_file():
+        return
+    found = read_json(folder / _TABLE)
+    guide, before = table["guide"] or {}, found.get("guide") or {}
+    if found.get("settings") == table["settings"] and before != guide:
+        changed = [name for name in {**before, **guide} if before.get(name) != guide.get(name)]
+        raise DiffalignError(
+            f"{folder} was made with other files of guide {guide['name']!r} ({', '.join(changed)}). Restore them to go "
+            "on, or give another folder to begin anew"
+        )
 
 
 def _write_grid(config: SweepConfig, prompts: Sequence[PromptRow], folder: Path) -> Path:
