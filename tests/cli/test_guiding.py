@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_options_change_a_guide_of_a_file_and_another_name_begins_anew() -> None
         ({"name": "npo", "scale": (1.0,)}, "text guidance is its strength, so give --guidance"),
         ({"name": "pgd", "negative": "n"}, "takes no --negative"),
         ({"name": "nag", "positive": "n"}, "takes no --positive"),
+        ({"name": "weighted", "negative": "n"}, r"takes no --negative.* as positives \(--set .* and negatives \("),
     ):
         with pytest.raises(DiffalignError, match=message):
             GuideOptions(**given).merged(None)  # type: ignore[arg-type]
@@ -151,6 +153,10 @@ def test_a_plan_counts_the_guides_passes(run: Run, tmp_path: Path) -> None:
     assert code == 0 and line(out, "scale 0") == "scale 0 8 passes of the denoiser per image"
     assert line(out, "scale 4") == "scale 4 16 passes of the denoiser per image"
     assert line(out, "passes") == f"passes {4 * (8 + 16 + 16)} in all" and "scale 4.0" not in line(out, "guide")
+    several = ("--guide", "weighted", "--set", "guide.settings.positives={pos: 0.5, neg: 0.25}", "--scale", "0:1:1")
+    code, out, err = run(*TINY, *several, "--steps", "4", "--dry-run")
+    assert code == 0 and line(out, "scale 1") == "scale 1 24 passes of the denoiser per image", err
+    assert re.search(r"weighted: positives pos x 0.5, hash \w{12}; positives neg x 0.25, hash", line(out, "guide"))
     text = ("sample", "--model", "tiny-sd", "--prompts", "prompts.txt", "--guide", "npo", "--negative", "neg")
     code, out, _ = run(*text, "--guidance", "2:4:1", "--steps", "5", "--dry-run")
     assert code == 0 and line(out, "guidance 3") == "guidance 3 10 passes of the denoiser per image"

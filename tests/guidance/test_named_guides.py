@@ -19,6 +19,7 @@ from diffalign.guidance import (
     Contrastive,
     DiffusionNPO,
     PlusMinus,
+    Weighted,
     cost,
     count_evaluations,
     guide_identity,
@@ -39,6 +40,11 @@ PAIR = {"positive": "pos", "negative": "neg"}
             Contrastive(positive="pos", negative="neg", scale=4.0, stop=0.5, schedule=((0.0, 1.0), (0.5, 0.25))),
         ),
         ("plus_minus", {"module": "dpo", "scale": 1, "strength": 0.5}, PlusMinus(module="dpo", scale=1, strength=0.5)),
+        (
+            "weighted",
+            {"positives": {"a": 0.5, "b/c.d": 1}, "negatives": {"e": 0.25}, "scale": 2},
+            Weighted(positives={"a": 0.5, "b/c.d": 1.0}, negatives={"e": 0.25}, scale=2.0),
+        ),
         ("npo", {"negative": "neg", "negative_share": 0.5}, DiffusionNPO(negative="neg", negative_share=0.5)),
         ("chats", {"winner": "w", "loser": "l", "alpha": 0}, CHATS(winner="w", loser="l", alpha=0.0)),
         ("nag", {"negative_prompt": "blur", "phi": 3}, NAG(negative_prompt="blur", phi=3.0)),
@@ -54,12 +60,13 @@ def test_the_examples_are_true() -> None:
 
 
 def test_every_guide_names_fields_that_it_has() -> None:
-    assert GUIDES.names() == ["chats", "cpgd", "nag", "npo", "pgd", "plus_minus"]
+    assert GUIDES.names() == ["chats", "cpgd", "nag", "npo", "pgd", "plus_minus", "weighted"]
     strengths = {name: GUIDES.get(name).strength for name in GUIDES}
-    assert strengths == {"chats": "", "cpgd": "scale", "nag": "phi", "npo": "", "pgd": "scale", "plus_minus": "scale"}
+    without = {"chats": "", "nag": "phi", "npo": ""}
+    assert strengths == without | dict.fromkeys(("cpgd", "pgd", "plus_minus", "weighted"), "scale")
     for spec in map(GUIDES.get, GUIDES):
-        named = {spec.strength, *spec.modules} - {""}
-        assert named <= {field.name for field in fields(spec.kind)} and spec.modules
+        modules = {*spec.modules, *spec.weighted}
+        assert modules and {spec.strength, *modules} - {""} <= {field.name for field in fields(spec.kind)}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,12 @@ def test_every_guide_names_fields_that_it_has() -> None:
         ("cpgd", {**PAIR, "scale": float("inf")}, "scale: expected a finite number"),
         ("cpgd", {**PAIR, "scale": -1}, "at least 0"),
         ("nag", {}, "expected a negative_prompt or a negative_adapter"),
+        ("weighted", {"scale": 1}, r"needs positives \(--set 'guide.settings.positives=\{LORA: WEIGHT, ...\}'\)"),
+        ("weighted", {"scale": 1, "positives": "a"}, "guide 'weighted', positives: expected an object, got 'a'"),
+        ("weighted", {"scale": 1, "positives": {"a": "much"}}, "positives: expected a valid number, got"),
+        ("weighted", {"scale": 1, "positives": {"a": float("inf")}}, "positives: expected a finite number"),
+        ("weighted", {"scale": 1, "positives": {"a": -1}}, "weights above 0"),
+        ("weighted", {"scale": 1, "positives": {}}, "at least one LoRA"),
     ],
 )
 def test_mistakes_are_told(name: str, settings: dict[str, Any], message: str) -> None:
@@ -102,12 +115,28 @@ def test_an_identity_is_of_the_files_and_all_settings(tmp_path: Path) -> None:
         guide_identity("cpgd", settings | {"negative": str(tmp_path / "nowhere")})
 
 
+def test_an_identity_of_several_is_of_their_files_and_weights(tmp_path: Path) -> None:
+    one, two, same = (module(tmp_path / name, name[:1].encode()) for name in ("a", "b", "a2"))
+    found = guide_identity("weighted", {"positives": {one: 0.5, two: 1}, "scale": 0})
+    assert found == json.loads(json.dumps(found)) and str(tmp_path) not in json.dumps(found)
+    assert sorted(weight for _, weight in found["positives"]) == [0.5, 1.0] and found["negatives"] == []
+    assert guide_identity("weighted", {"positives": {two: 1.0, same: 0.5}, "negatives": {}, "scale": 0.0}) == found
+    assert guide_identity("weighted", {"positives": {one: 1, two: 0.5}, "scale": 0}) != found
+    (Path(two) / "adapter_model.safetensors").write_bytes(b"changed")
+    assert guide_identity("weighted", {"positives": {one: 0.5, two: 1}, "scale": 0}) != found
+    with pytest.raises(DiffalignError, match=r"as negatives .*, found none at .*nowhere"):
+        settings = {"positives": {one: 1}, "negatives": {str(tmp_path / "nowhere"): 1}, "scale": 1}
+        guide_identity("weighted", settings)
+
+
 def test_all_weights_are_no_module(tmp_path: Path) -> None:
     folder = Path(module(tmp_path / "unet", b"x"))
     (folder / "adapter_model.safetensors").rename(folder / "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     with pytest.raises(DiffalignError, match="holds a whole denoiser"):
         guide_identity("pgd", {"tuned": str(folder), "scale": 1})
+    with pytest.raises(DiffalignError, match="holds a whole denoiser"):
+        guide_identity("weighted", {"positives": {str(folder): 1}, "scale": 1})
 
 
 @pytest.mark.parametrize(
@@ -119,6 +148,7 @@ def test_all_weights_are_no_module(tmp_path: Path) -> None:
         ("cpgd", PAIR | {"stop": 0.5}, 16, 8),
         ("cpgd", PAIR | {"schedule": [[0.0, 1.0], [0.2, 0.0]]}, 12, 6),
         ("cpgd", PAIR | {"scale": 0}, 8, 4),
+        ("weighted", {"positives": {"a": 1, "b": 1}, "negatives": {"c": 2}}, 32, 16),
     ],
 )
 def test_evaluations_of_four_steps(name: str, changes: dict[str, Any], guided: int, alone: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from diffalign.core import DiffalignError
 
 if TYPE_CHECKING:
+    from diffalign.guidance import GuideSpec
     from diffalign.sample import GuideConfig
 
 __all__ = ["GuideOptions", "parse_strengths"]
@@ -111,7 +112,7 @@ class GuideOptions:
         fields = {"--positive": spec.positive, "--negative": spec.negative, "--scale": spec.strength}
         for option in said:
             if not fields[option]:
-                raise DiffalignError(f"guide {spec.name!r} takes no {option}{_instead(option, spec.name)}")
+                raise DiffalignError(f"guide {spec.name!r} takes no {option}{_instead(option, spec)}")
         values: Mapping[str, Any] = {fields[option]: value for option, value in said.items()}
         return before.replace(settings={**before.settings, **values}) if values else before
 
@@ -129,7 +130,10 @@ class GuideOptions:
         return next((each for each in (self.scale, self.guidance) if len(each) > 1), ())
 
 
-def _instead(option: str, name: str) -> str:
+def _instead(option: str, spec: GuideSpec) -> str:
     if option == "--scale":
         return ": text guidance is its strength, so give --guidance"
-    return ": it has no such module" + ("; cpgd has a positive and a negative one" if name in ("pgd", "nag") else "")
+    if spec.weighted:
+        return f": it takes LoRAs with weights, as {' and '.join(map(spec.described, spec.weighted))}"
+    also = "; cpgd has a positive and a negative one" if spec.name in ("pgd", "nag") else ""
+    return f": it has no such module{also}"

@@ -46,7 +46,8 @@ def sample(
         typer.Option(metavar=_STRENGTH, help="Scale of text guidance, 1 is off; 7.5 by default."),
     ] = None,
     guide: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Preference guidance: pgd, cpgd, plus_minus, npo, chats, nag.")
+        str | None,
+        typer.Option(metavar="NAME", help="Preference guidance: pgd, cpgd, plus_minus, weighted, npo, chats, nag."),
     ] = None,
     positive: Annotated[str | None, typer.Option(metavar="LORA", help="The guide's LoRA to go towards.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="LORA", help="The guide's LoRA to go away from.")] = None,
@@ -227,15 +228,19 @@ def _shared_rows(
 
 
 def _guide_rows(config: SampleConfig, but_for: str) -> list[tuple[str, str]]:
-    from diffalign.guidance import GUIDES
+    from diffalign.guidance import GUIDES, module_hash
     from diffalign.sample import guide_told
 
     if config.guide is None:
         return []
-    told, modules = guide_told(config.guide), GUIDES.get(config.guide.name).modules
-    settings = [f"{key} {value}" for key, value in config.guide.settings.items() if key not in (*modules, but_for)]
-    loras = [f"{key} {config.guide.settings[key]}, hash {told[key][:12]}" for key in modules if told[key]]
-    return [("guide", f"{config.guide.name}: {'; '.join([*loras, *settings])}")]
+    guide_told(config.guide)  # that all LoRAs are there
+    spec, given = GUIDES.get(config.guide.name), config.guide.settings
+    loras = [(key, given[key], given[key]) for key in spec.modules if given.get(key)] + [
+        (key, path, f"{path} x {weight:g}") for key in spec.weighted for path, weight in given.get(key, {}).items()
+    ]
+    told = [f"{key} {shown}, hash {module_hash(path)[:12]}" for key, path, shown in loras]
+    told += [f"{key} {value}" for key, value in given.items() if key not in (*spec.modules, *spec.weighted, but_for)]
+    return [("guide", f"{spec.name}: {'; '.join(told)}")]
 
 
 def _passes(family: Family, config: SampleConfig) -> int:

@@ -167,6 +167,7 @@ class PlusMinus(PreferenceGuide):
         return contrastive(preds[BASE], preds["plus"], preds["minus"], scale=scale)
 
 
+@register_guide("weighted", strength="scale", weighted=("positives", "negatives"))
 @dataclass(frozen=True, kw_only=True)
 class Weighted(PreferenceGuide):
     """Several positive and negative LoRAs, each with its weight and its own pass: see ``weighted``.

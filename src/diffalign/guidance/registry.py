@@ -29,6 +29,7 @@ class GuideSpec:
         strength: the setting that says how strong it is; empty where text guidance says it.
         positive: the setting that takes the LoRA to go towards (``--positive``); empty where there is none.
         negative: the setting that takes the LoRA to go away from (``--negative``); empty where there is none.
+        weighted: settings that take several LoRAs, path -> weight; ``--set`` alone gives them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GuideSpec:
     strength: str
     positive: str
     negative: str
+    weighted: tuple[str, ...] = ()
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -51,11 +53,13 @@ class GuideSpec:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Settings that take a LoRA."""
+        """Settings that take one LoRA."""
         return tuple(name for name in (self.positive, self.negative) if name)
 
     def described(self, setting: str) -> str:
         """A setting with the option of the command line that gives it."""
+        if setting in self.weighted:
+            return f"{setting} (--set 'guide.settings.{setting}={{LORA: WEIGHT, ...}}')"
         options = {self.positive: "--positive", self.negative: "--negative", self.strength: "--scale"}
         return f"{setting} ({options[setting]})" if setting in options else setting
 
@@ -63,11 +67,15 @@ class GuideSpec:
 GUIDES: Registry[GuideSpec] = Registry("guide")
 
 
-def register_guide(name: str, *, strength: str = "", positive: str = "", negative: str = "") -> Callable[[Kind], Kind]:
+def register_guide(
+    name: str, *, strength: str = "", positive: str = "", negative: str = "", weighted: tuple[str, ...] = ()
+) -> Callable[[Kind], Kind]:
     """A decorator that registers a guide's dataclass and returns it unchanged; see ``GuideSpec``."""
 
     def register(kind: Kind) -> Kind:
-        spec = GuideSpec(name=name, kind=kind, strength=strength, positive=positive, negative=negative)
+        spec = GuideSpec(
+            name=name, kind=kind, strength=strength, positive=positive, negative=negative, weighted=weighted
+        )
         GUIDES.register(name)(spec)
         return kind
 
@@ -78,7 +86,7 @@ def make_guide(name: str, settings: Mapping[str, Any]) -> Guide:
     """The guide of this name, from settings as YAML has them; no file is read.
 
     Args:
-        name: pgd, cpgd, plus_minus, npo, chats or nag.
+        name: pgd, cpgd, plus_minus, weighted, npo, chats or nag.
         settings: the fields of its class.
 
     Raises:
@@ -103,6 +111,8 @@ def make_guide(name: str, settings: Mapping[str, Any]) -> Guide:
 def guide_identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what a guide does, as JSON values: its name and settings, hashes of files for its LoRAs.
 
+    Several LoRAs with weights are sorted pairs (hash, weight), since their order means nothing.
+
     Args:
         name: as for ``make_guide``.
         settings: as for ``make_guide``; those left out stand in it with their defaults.
@@ -114,15 +124,20 @@ def guide_identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: getattr(made, key) for key in spec.settings}
     for key in spec.modules:
         if values[key] is not None:
-            refuse_denoiser(values[key])
-            values[key] = module_hash(values[key])
-            if not values[key]:
-                raise DiffalignError(
-                    f"guide {name!r} expects a LoRA in safetensors as {spec.described(key)}, found none at "
-                    f"{settings[key]}"
-                )
+            values[key] = _lora_hash(values[key], spec, key)
+    for key in spec.weighted:
+        values[key] = sorted((_lora_hash(path, spec, key), weight) for path, weight in values[key].items())
     identity: dict[str, Any] = json.loads(json.dumps({"name": name, **values}))  # lists for tuples, as files have them
     return identity
+
+
+def _lora_hash(path: str | Path, spec: GuideSpec, setting: str) -> str:
+    refuse_denoiser(path)
+    if not (found := module_hash(path)):
+        raise DiffalignError(
+            f"guide {spec.name!r} expects a LoRA in safetensors as {spec.described(setting)}, found none at {path}"
+        )
+    return found
 
 
 def module_hash(path: str | Path) -> str:

@@ -18,7 +18,7 @@ __all__ = ["GuideConfig", "checked_guide", "evaluations_per_image", "guide_told"
 class GuideConfig(Config):
     """What sampling follows besides the model."""
 
-    name: str = setting(..., "pgd, cpgd, plus_minus, npo, chats or nag; see docs/guidance.md")
+    name: str = setting(..., "pgd, cpgd, plus_minus, weighted, npo, chats or nag; see docs/guidance.md")
     settings: dict[str, Any] = setting({}, "of the guide: its LoRAs, scale, stop, ...; see the reference of guidance")
     packed: bool | Literal["auto"] = setting("auto", "rows of all passes in one forward: true, false, or up to 24 rows")
     refresh_every: int | None = setting(
