@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from guidance_helpers import lora
+from diffusers import DDIMScheduler
+from guidance_helpers import lora, quiet
 from torch import Tensor
 from typer.testing import CliRunner
 
 from diffalign.cli import app
-from diffalign.core import DiffalignError
-from diffalign.guidance import merge, merge_error, module_hash
+from diffalign.core import DiffalignError, torch_generator
+from diffalign.guidance import Contrastive, attach, merge, merge_error, module_hash
 from diffalign.models import load_adapter, load_denoiser, load_family, remove_adapter, using
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+ROLES = ("positive", "negative")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,14 @@ def test_the_error_is_a_share_of_the_guidance() -> None:
 def test_a_merged_lora_is_the_sum_of_its_parts_in_weights(modules: tuple[Path, Path], tmp_path: Path) -> None:
     positive, negative = modules
     report = merge("tiny-sd", tmp_path / "merged", positive=positive, negative=negative, scale=2.0, num_timesteps=2)
-    assert 0 < report.error < 0.3 and report.num_probes == 8 and len(report.by_timestep) == 2
+    assert 0 < report.error < 0.3 and report.num_probes == 6 and list(report.by_timestep) == ["999", "499"]
     family, fused = load_family("tiny-sd"), load_family("tiny-sd")
     p, n, both = (weights(family, path) for path in (positive, negative, tmp_path / "merged"))
     for name, update in both.items():
         torch.testing.assert_close(update, 2 * (p[name] - n[name]), rtol=1e-5, atol=1e-8)
     record = json.loads((tmp_path / "merged/merge.json").read_text())
     assert record["scale"] == 2.0 and record["measured"]["error"] == report.error and not record["forced"]
+    assert record["measured"]["worst_error"] == max(report.by_timestep.values()) > report.error
     whole = merge(
         "tiny-sd", tmp_path / "whole", positive=positive, negative=negative, scale=2.0, num_timesteps=2, form="denoiser"
     )
@@ -73,6 +76,57 @@ def test_a_merged_lora_is_the_sum_of_its_parts_in_weights(modules: tuple[Path, P
     assert again.error < 1e-3
     record = json.loads((tmp_path / "again/merge.json").read_text())  # the same hash as that of a guide or an adapter
     assert record["modules"] == {"positive": {"path": str(tmp_path / "whole"), "hash": module_hash(tmp_path / "whole")}}
+
+
+@pytest.mark.parametrize(("model", "second"), [("tiny-sd", "499"), ("tiny-sd3", "750")])
+def test_the_error_is_that_of_the_states_of_guided_sampling(model: str, second: str, tmp_path: Path) -> None:
+    """By diffusers' own DDIM, or Euler of a flow: the second state of two steps, guided, at a text guidance of 3."""
+    family, prompts = load_family(model), ["a cat", "a street", "a tree"]
+    pipe = quiet(family.pipeline())
+    paths = {name: lora(pipe, tmp_path, seed, size=0.05, targets=TARGETS) for seed, name in enumerate(ROLES)}
+    settings: dict[str, Any] = {**paths, "scale": 2.0, "num_timesteps": 2, "guidance_scale": 3.0, "prompts": prompts}
+    report = merge(model, tmp_path / "merged", **settings, force=True)
+    grid: dict[str, Any] = {"num_inference_steps": 2, "sigmas": [1.0, 0.5]}
+    if model == "tiny-sd":
+        pipe.scheduler = DDIMScheduler.from_config(
+            pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing"
+        )
+        del grid["sigmas"]
+    states = []
+    noise = torch.randn(3, *family.latent_shape(32, 32), generator=torch_generator("merge probes", 0))
+    size = {"height": 32, "width": 32, "output_type": "latent", "guidance_scale": 3.0}
+    with attach(pipe, Contrastive(**paths, scale=2.0)):
+        pipe(
+            prompts,
+            latents=noise,
+            callback_on_step_end=lambda *given: states.append(given[3]["latents"]) or {},
+            **grid | size,
+        )
+    for name, path in (paths | {"merged": tmp_path / "merged"}).items():
+        load_adapter(family.denoiser, path, name, prefix=family.lora_prefix)
+
+    def predicted(name: str | None) -> Tensor:
+        with torch.no_grad(), using(family.denoiser, name):
+            uncond, cond = (
+                family.predict(states[0], torch.full((3,), int(second)), family.encode_prompts(texts))
+                for texts in ([""] * 3, prompts)
+            )
+        return uncond + 3 * (cond - uncond)
+
+    base, positive, negative, merged = (predicted(name) for name in (None, *ROLES, "merged"))
+    expected = merge_error(base, base + 2 * (positive - negative), merged)
+    assert report.by_timestep[second] == pytest.approx(expected, rel=1e-3) and expected > 0.01
+
+
+def test_one_timestep_above_the_threshold_is_refused(modules: tuple[Path, Path], tmp_path: Path) -> None:
+    positive, negative = modules
+    settings: dict[str, Any] = {"positive": positive, "negative": negative, "scale": 8.0, "num_timesteps": 2}
+    report = merge("tiny-sd", tmp_path / "forced", **settings, force=True)
+    between = (report.error + report.worst_error) / 2
+    with pytest.raises(DiffalignError, match=f"up to {report.worst_error:.0%} of the guidance"):
+        merge("tiny-sd", tmp_path / "merged", **settings, max_error=between)
+    with pytest.raises(DiffalignError, match="not finite"):
+        merge("tiny-sd", tmp_path / "merged", **settings | {"scale": 1e38, "force": True})
 
 
 def test_above_the_threshold_it_is_refused_unless_forced(tmp_path: Path) -> None:

@@ -25,14 +25,18 @@ def merge(
     ] = "",
     form: Annotated[str, typer.Option(help="lora, or denoiser for all weights.")] = "lora",
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt to measure with.")] = None,
-    timesteps: Annotated[int, typer.Option(min=1, help="Noise levels to measure it at.")] = 4,
-    max_error: Annotated[float, typer.Option(help="Largest error that is written, as a share of the guidance.")] = 0.3,
+    timesteps: Annotated[int, typer.Option(min=1, help="Steps of the guided sampling that is measured.")] = 6,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Scale of its text guidance; 1 is off.")] = 7.5,
+    max_error: Annotated[
+        float, typer.Option(help="Largest error at any timestep that is written, as a share of the guidance.")
+    ] = 0.3,
     force: Annotated[bool, typer.Option("--force", help="Write it whatever the error.")] = False,
 ) -> None:
     """Write theta + w (positive - negative): guidance at the price of the base, where that is accurate.
 
-    Prints how far merged predictions are from guided ones, and refuses above --max-error. merge.json in the folder
-    keeps all that.
+    Prints how far merged predictions are from guided ones at the states of a short guided sampling, after text
+    guidance, and refuses if any is above --max-error. merge.json in the folder keeps all that. Measuring evaluates the
+    denoiser 8 times per prompt and step: 144 times, on three prompts.
 
         diffalign merge tiny-sd runs/merged --positive runs/pos --negative runs/neg --scale 1
     """
@@ -48,19 +52,21 @@ def merge(
         form=cast(Literal["lora", "denoiser"], form),
         prompts=prompt or PROMPTS,
         num_timesteps=timesteps,
+        guidance_scale=guidance,
         max_error=max_error,
         force=force,
         device=default_device(),
     )
     print_table(["merged against guided", "value"], _rows(report, scale))
-    if report.error > max_error:
-        warn(f"the error is above {max_error:.0%}: what was written is another model than the guided one")
+    if report.worst_error > max_error:
+        warn(f"the worst error is above {max_error:.0%}: what was written is another model than the guided one")
     get_console().print(f"merged: {out}", markup=False)
 
 
 def _rows(report: MergeReport, scale: float) -> list[tuple[str, str]]:
     return [
-        ("error, as a share of the guidance", f"{report.error:.1%}"),
+        ("worst error, as a share of the guidance", f"{report.worst_error:.1%}"),
+        ("error over all timesteps", f"{report.error:.1%}"),
         *((f"  at timestep {timestep}", f"{error:.1%}") for timestep, error in report.by_timestep.items()),
         ("error, as a share of the prediction", f"{report.prediction_error:.2%}"),
         (f"size of the guidance at scale {scale:g}, as a share of the base", f"{scale * report.module_effect:.1%}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 
 from diffalign.core import DiffalignError, atomic_path, torch_generator, versions, write_json
 from diffalign.guidance.contrastive import contrastive
-from diffalign.guidance.pgd import pgd
 from diffalign.guidance.registry import module_hash
 from diffalign.models import (
     Family,
-    RectifiedFlow,
     adapter_names,
     concatenate_adapters,
     fuse_adapter,
@@ -33,9 +30,10 @@ from diffalign.models import (
 
 __all__ = ["MergeReport", "merge", "merge_error"]
 
-PROMPTS = ("a photo of a cat", "a portrait of an old man", "a city street at night", "")
+PROMPTS = ("a photo of a cat", "a portrait of an old man", "a city street at night")
 
-_Predict = Callable[[str], Tensor]  # of base, positive, negative or merged -> predictions on all probes
+_Network = Callable[[str, Tensor, Tensor, Mapping[str, Tensor]], Tensor]  # of base, positive, negative or merged
+_Predict = Callable[[str, Tensor, Tensor], Tensor]  # the same after text guidance; noisy and (B,) timesteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,7 @@ class MergeReport:
 
     Attributes:
         error: |merged - guided| / |guided - base|, over all probes: 0 is exact, 1 as wrong as no guidance at all.
+        worst_error: the same at the timestep where it is largest.
         prediction_error: |merged - guided| / |guided|.
         module_effect: |D| / |base|, D the difference before the scale: merging is faithful while scale times this is
             small.
@@ -52,6 +51,7 @@ class MergeReport:
     """
 
     error: float
+    worst_error: float
     prediction_error: float
     module_effect: float
     by_timestep: Mapping[str, float]
@@ -77,7 +77,8 @@ def merge(
     scale: float,
     form: Literal["lora", "denoiser"] = "lora",
     prompts: Sequence[str] = PROMPTS,
-    num_timesteps: int = 4,
+    num_timesteps: int = 6,
+    guidance_scale: float = 7.5,
     max_error: float = 0.3,
     force: bool = False,
     seed: int = 0,
@@ -86,8 +87,11 @@ def merge(
     """Write theta + w (theta_positive - theta_negative), or theta + w (theta_positive - theta) without a negative.
 
     f(theta + w d) = f(theta) + w J d + O(w^2 |d|^2), so that one network with two evaluations a step stands for
-    guidance while w d is small. How small is measured: predictions on seeded noise at several timesteps, merged against
-    guided. A LoRA of LoRAs is exact, their ranks side by side with weights w and -w.
+    guidance while w d is small. How small is measured: guided sampling takes a few steps from seeded noise, and at each
+    state that it visits merged predictions are compared with guided ones, after text guidance, on which the error
+    depends. A LoRA of LoRAs is exact, their ranks side by side with weights w and -w.
+
+    The measurement takes 8 evaluations per prompt and step, 6 without a negative.
 
     Args:
         model: folder, hub id or embedded name of the base.
@@ -97,17 +101,18 @@ def merge(
         scale: w, above 0.
         form: "lora", or "denoiser" for all weights, which fine-tuned denoisers need.
         prompts: of the probes.
-        num_timesteps: of the probes, evenly over all noise levels.
-        max_error: largest ``MergeReport.error`` that is written.
+        num_timesteps: steps of the sampling.
+        guidance_scale: g of its text guidance; 1 is off.
+        max_error: largest ``MergeReport.worst_error`` that is written.
         force: write whatever the error.
-        seed: of the probes' noise.
+        seed: of the noise.
         device: where to compute.
 
     Returns:
         The measured error.
 
     Raises:
-        DiffalignError: a module does not fit, ``out`` exists, or the error is above ``max_error``.
+        DiffalignError: a module does not fit, ``out`` exists, or the worst error is above ``max_error``.
 
     Source:
         PGD 2026, arXiv 2602.18799, whose merge scripts are empty: the formula is inferred, the measurement ours.
@@ -116,13 +121,14 @@ def merge(
     family = load_family(model, device=device)
     whole = is_denoiser(positive) or (negative is not None and is_denoiser(negative))
     make = _with_denoisers if whole else _with_adapters
-    probes = _probes(family, prompts, num_timesteps, seed)
-    predict = make(family, positive, negative, scale, lambda network: _predictions(family, network, probes))
-    report = _report(predict, scale, negative is not None, [str(timestep) for _, timestep, _ in probes])
-    if not report.error <= max_error and not force:
+    predict = _after_text(family, make(family, positive, negative, scale), prompts, guidance_scale)
+    noise = _noise(family, len(prompts), seed)
+    report = _measured(family, predict, noise, _timesteps(family, num_timesteps), scale, negative is not None)
+    if not report.worst_error <= max_error and not force:
         raise DiffalignError(
-            f"merged and guided predictions differ by {report.error:.0%} of the guidance, expected at most "
-            f"{max_error:.0%}: lower the scale ({scale:g}), use attach(), or pass force (--force)"
+            f"merged and guided predictions differ by up to {report.worst_error:.0%} of the guidance "
+            f"({report.error:.0%} over all timesteps), expected at most {max_error:.0%}: lower the scale ({scale:g}), "
+            "use attach(), or pass force (--force)"
         )
     paths = {"positive": positive, "negative": negative}
     with atomic_path(Path(out)) as temporary:
@@ -137,9 +143,14 @@ def merge(
             "scale": scale,
             "form": form,
             "modules": {name: {"path": str(path), "hash": module_hash(path)} for name, path in paths.items() if path},
-            "probes": {"prompts": list(prompts), "seed": seed, "num_timesteps": num_timesteps},
+            "probes": {
+                "prompts": list(prompts),
+                "seed": seed,
+                "num_timesteps": num_timesteps,
+                "guidance_scale": guidance_scale,
+            },
             "max_error": max_error,
-            "forced": not report.error <= max_error,
+            "forced": not report.worst_error <= max_error,
             "measured": asdict(report),
             "versions": versions(),
         }
@@ -172,14 +183,8 @@ def _check(
             )
 
 
-def _with_adapters(
-    family: Family,
-    positive: str | Path,
-    negative: str | Path | None,
-    scale: float,
-    predictions: Callable[[nn.Module], Tensor],
-) -> _Predict:
-    """Predictions with LoRAs on one network, which also gets the merged one."""
+def _with_adapters(family: Family, positive: str | Path, negative: str | Path | None, scale: float) -> _Network:
+    """LoRAs on one network, which also gets the merged one."""
     weights = {"positive": scale}
     load_adapter(family.denoiser, positive, "positive", prefix=family.lora_prefix)
     if negative is not None:
@@ -187,35 +192,27 @@ def _with_adapters(
         weights["negative"] = -scale
     concatenate_adapters(family.denoiser, weights, "merged")
 
-    def predict(which: str) -> Tensor:
-        with using(family.denoiser, which) if which != "base" else nullcontext():
-            return predictions(family.denoiser)
+    def network(which: str, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        with using(family.denoiser, which if which != "base" else None):
+            return family.predict(noisy, timesteps, condition)
 
-    return predict
+    return network
 
 
-def _with_denoisers(
-    family: Family,
-    positive: str | Path,
-    negative: str | Path | None,
-    scale: float,
-    predictions: Callable[[nn.Module], Tensor],
-) -> _Predict:
-    """Predictions with whole networks, one at a time; the family's own becomes the merged one."""
-    base = {name: value.clone() for name, value in family.denoiser.state_dict().items()}
-    found = {"base": predictions(family.denoiser)}
-    merged = {name: value.float() if value.is_floating_point() else value for name, value in base.items()}
-    for which, path, weight in (("positive", positive, scale), ("negative", negative, -scale)):
-        if path is None:
-            continue
-        network = _tuned(family, path)
-        found[which] = predictions(network)
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                merged[name] = merged[name] + weight * (value.float() - base[name].float())
-    family.denoiser.load_state_dict({name: value.to(base[name].dtype) for name, value in merged.items()})
-    found["merged"] = predictions(family.denoiser)
-    return found.__getitem__
+def _with_denoisers(family: Family, positive: str | Path, negative: str | Path | None, scale: float) -> _Network:
+    """Whole networks side by side; the family's own becomes the merged one."""
+    networks = {"base": copy.deepcopy(family.denoiser), "positive": _tuned(family, positive)}
+    networks["negative"] = _tuned(family, negative) if negative is not None else networks["base"]
+    plus, minus = (networks[which].state_dict() for which in ("positive", "negative"))
+    for name, value in family.denoiser.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(value.float() + scale * (plus[name].float() - minus[name].float()))
+    networks["merged"] = family.denoiser
+
+    def network(which: str, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        return family.predict(noisy, timesteps, condition, denoiser=networks[which])
+
+    return network
 
 
 def _tuned(family: Family, path: str | Path) -> nn.Module:
@@ -239,52 +236,61 @@ def _merged_network(family: Family) -> Any:
     return family.denoiser
 
 
-def _probes(
-    family: Family, prompts: Sequence[str], num_timesteps: int, seed: int
-) -> list[tuple[Tensor, float, dict[str, Tensor]]]:
-    """Standard normal latents, a timestep, and the prompts' condition, once per timestep."""
+def _after_text(family: Family, network: _Network, prompts: Sequence[str], guidance_scale: float) -> _Predict:
+    """Predictions, float32 on the CPU, with text guidance, which commutes with the formulas of PGD and cPGD."""
+    branches = [family.encode_prompts([""] * len(prompts)), family.encode_prompts(prompts)]
+    condition = {key: torch.cat([branch[key] for branch in branches]) for key in branches[0]}
+
+    def predict(which: str, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        preds = network(which, torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), condition)
+        uncond, cond = preds.float().cpu().chunk(2)
+        return uncond + guidance_scale * (cond - uncond)
+
+    return predict
+
+
+def _noise(family: Family, num_prompts: int, seed: int) -> Tensor:
+    """(B, C, h, w) standard normal, of the network's own size."""
     config = family.denoiser.config  # type: ignore[union-attr]
     side = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]  # type: ignore[union-attr,operator,index]
     shape = family.latent_shape(*[int(side) * family.vae_scale_factor] * 2)
-    last = int(family.pipeline().scheduler.config.num_train_timesteps)
-    condition = family.encode_prompts(prompts)
-    probes = []
-    for number in range(num_timesteps):
-        timestep = last * (number + 0.5) / num_timesteps
-        if not isinstance(family.process, RectifiedFlow):
-            timestep = int(timestep)
-        generator = torch_generator("merge probes", seed, number)
-        probes.append((torch.randn(len(prompts), *shape, generator=generator), timestep, condition))
-    return probes
+    return torch.randn(num_prompts, *shape, generator=torch_generator("merge probes", seed))
+
+
+def _timesteps(family: Family, count: int) -> Tensor:
+    """(S,) evenly over the training levels, pure noise first."""
+    num_levels = family.process.num_train_timesteps
+    levels = family.process.timesteps_at(torch.arange(num_levels)).sort(descending=True).values
+    return levels[torch.arange(count) * num_levels // count]
 
 
 @torch.no_grad()
-def _predictions(
-    family: Family, network: nn.Module, probes: Sequence[tuple[Tensor, float, dict[str, Tensor]]]
-) -> Tensor:
-    """(timesteps, prompts, C, h, w) float32."""
-    preds = []
-    for noisy, timestep, condition in probes:
-        timesteps = torch.full((len(noisy),), timestep)
-        preds.append(family.predict(noisy, timesteps, condition, denoiser=network).float().cpu())
-    return torch.stack(preds)
-
-
-def _report(predict: _Predict, scale: float, is_contrastive: bool, timesteps: Sequence[str]) -> MergeReport:
-    base, positive, merged = predict("base"), predict("positive"), predict("merged")
-    if is_contrastive:
-        negative = predict("negative")
-        guided, difference = contrastive(base, positive, negative, scale=scale), positive - negative
-    else:
-        guided, difference = pgd(base, positive, scale=scale), positive - base
+def _measured(
+    family: Family, predict: _Predict, noisy: Tensor, timesteps: Tensor, scale: float, is_contrastive: bool
+) -> MergeReport:
+    """Merged against guided predictions along the way that guided sampling takes: DDIM, which is Euler for flows."""
+    process, found = family.process, []
+    for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+        now = timestep.expand(len(noisy))
+        base, positive, merged = (predict(which, noisy, now) for which in ("base", "positive", "merged"))
+        negative = predict("negative", noisy, now) if is_contrastive else base
+        guided = contrastive(base, positive, negative, scale=scale)
+        found.append((base, guided, merged, positive - negative))
+        if following is not None:
+            x0, noise = process.to_x0(guided, noisy, now), process.to_noise(guided, noisy, now)
+            noisy = process.add_noise(x0, noise, following.expand(len(noisy)))
+    base, guided, merged, difference = (torch.stack(part) for part in zip(*found, strict=True))  # (S, B, C, h, w)
     if not bool(difference.any()):
         raise DiffalignError("the modules do not change the predictions, so there is nothing to merge")
-    rows = zip(timesteps, base, guided, merged, strict=True)
+    if not bool((guided + merged).isfinite().all()):
+        raise DiffalignError(f"guided or merged predictions are not finite: lower the scale ({scale:g})")
+    by_timestep = [merge_error(*each) for each in zip(base, guided, merged, strict=True)]
     return MergeReport(
         error=merge_error(base, guided, merged),
+        worst_error=max(by_timestep),
         prediction_error=_ratio(merged - guided, guided),
         module_effect=_ratio(difference, base),
-        by_timestep={timestep: merge_error(*each) for timestep, *each in rows},
+        by_timestep={f"{timestep:g}": error for timestep, error in zip(timesteps.tolist(), by_timestep, strict=True)},
         num_probes=base.shape[0] * base.shape[1],
     )
 
