@@ -12,11 +12,12 @@ guidance has two. The other sides hold one network:
     merged LoRA  the same as one LoRA beside the weights
     base         text guidance alone, the floor
 
-Every side samples the same prompts from the same noise in one process. Before any time is printed, latents are compared
-with the published form's: adapters and packed must agree to --tolerance; of the others, which compute something else,
-the relative difference is printed. Time is that spent in the denoiser, summed over a run; the median over turns, all
-sides in each turn, their order turned round every time. Weights are those that must be held: networks and LoRAs. What
-turning adapters on and off takes is also measured apart, per step of the sequential form.
+Every side samples the same prompts from the same noise in one process. Before any time is printed, adapters and packed
+are compared with the published form: one prediction must agree to 1e-5 (in float32 alone), latents to --tolerance. Of
+the other sides, which compute something else, the relative difference of the latents is printed. Time is that spent in
+the denoiser, summed over a run; the median over turns, all sides in each turn, their order turned round every time.
+Weights are those that must be held: networks and LoRAs. Memory is the peak over a run beyond what was held before it,
+on CUDA alone. What turning adapters on and off takes is also measured apart, per step of the sequential form.
 
     python benchmarks/guided_sampling.py                                   # tiny-sd on the CPU
     python benchmarks/guided_sampling.py --model sd15 --precision bf16     # SD-1.5-sized, random weights, on a GPU
@@ -59,6 +60,7 @@ from diffalign.models import (
 from models import RANDOM_MODELS
 
 PUBLISHED, EXACT = "published", ("adapters", "packed")
+PREDICTION_TOLERANCE = 1e-5  # relative, of one forward in float32
 Side = Callable[[Any], AbstractContextManager[Any]]
 
 
@@ -76,6 +78,8 @@ def main() -> None:
         networks = three_networks(family, *modules)
         sides = make_sides(arguments, family, networks, *modules)
         switching = switch_seconds(family, *modules)
+        for batch in arguments.batches:
+            check_prediction(arguments, family, sides, batch)
         results = {batch: measure(arguments, family, sides, batch) for batch in arguments.batches}
         report(arguments, results, weights_of(family, networks, modules), switching)
     if arguments.json:
@@ -238,10 +242,35 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._began
 
 
+@torch.no_grad()
+def check_prediction(arguments: argparse.Namespace, family: Family, sides: dict[str, Side], batch: int) -> None:
+    """Print how far one prediction of the exact sides is from the published form's, and stop if that is too far."""
+    if family.dtype != torch.float32:
+        return
+    shape = family.latent_shape(arguments.resolution, arguments.resolution)
+    noisy = torch.randn(2 * batch, *shape, generator=torch_generator("benchmark prediction", batch))
+    texts = [""] * batch + [f"a photo of {number} cats" for number in range(batch)]
+    condition, timesteps = family.encode_prompts(texts), torch.full((2 * batch,), 500)
+    pipe, preds = family.pipeline(), {}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which are not float32
+        for side in (PUBLISHED, *EXACT):
+            with sides[side](pipe):
+                preds[side] = family.predict(noisy, timesteps, condition).cpu()
+    for side in EXACT:
+        difference = relative(preds[side], preds[PUBLISHED])
+        print(f"one prediction of {side}, batch {batch}: {difference:.1e} from the published form")
+        if not difference <= PREDICTION_TOLERANCE:
+            raise SystemExit(f"expected at most {PREDICTION_TOLERANCE:g} of one prediction in float32")
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm())
+
+
 def measure(
     arguments: argparse.Namespace, family: Family, sides: dict[str, Side], batch: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds in the denoiser, and the difference of the latents from the published form's, by side."""
+    """Median seconds in the denoiser, peak memory, and the latents' difference from the published form's, by side."""
     pipe = family.pipeline()
     pipe.set_progress_bar_config(disable=True)
     prompts = [f"a photo of {number} cats" for number in range(batch)]
@@ -251,23 +280,39 @@ def measure(
     watch = Stopwatch(family.denoiser)
     latents: dict[str, Tensor] = {}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+    peaks = dict.fromkeys(sides, 0)
     for turn in range(arguments.turns + 1):
         for side, enter in list(sides.items())[:: -1 if turn % 2 else 1]:
             with enter(pipe):
                 watch.seconds = 0.0
+                held = start_peak(family.device)
                 out = pipe(prompts, latents=noise, guidance_scale=arguments.guidance, output_type="latent", **size)
+                peaks[side] = max(peaks[side], peak(family.device) - held)
             latents[side] = out.images.float().cpu()
             if turn:
                 seconds[side].append(watch.seconds)
     watch.remove()
-    reference = latents[PUBLISHED]
-    differences = {side: float((one - reference).norm() / reference.norm()) for side, one in latents.items()}
+    differences = {side: relative(one, latents[PUBLISHED]) for side, one in latents.items()}
     for side in EXACT:
         if not differences[side] <= arguments.tolerance:
             raise SystemExit(f"{side} differs from the published form by {differences[side]:.2g} at batch {batch}")
     return {
-        side: {"seconds": statistics.median(taken), "difference": differences[side]} for side, taken in seconds.items()
+        side: {"seconds": statistics.median(taken), "difference": differences[side], "peak": peaks[side]}
+        for side, taken in seconds.items()
     }
+
+
+def start_peak(device: torch.device) -> int:
+    """Bytes held now; the peak is counted from here. 0 off CUDA."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes held since ``start_peak``; 0 off CUDA."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def weights_of(family: Family, networks: Sequence[nn.Module], modules: Sequence[Path]) -> dict[str, int]:
@@ -299,9 +344,10 @@ def report(
         for found in results.values():
             ratio = found[side]["seconds"] / found[PUBLISHED]["seconds"]
             step = 1000 * found[side]["seconds"] / arguments.steps
-            cells += [f"{ratio:.2f}", f"{step:.3g}", f"{found[side]['difference']:.2g}"]
+            memory = f"{found[side]['peak'] / 2**20:.0f}" if found[side]["peak"] else "n/a"
+            cells += [f"{ratio:.2f}", f"{step:.3g}", memory, f"{found[side]['difference']:.2g}"]
         rows.append(tuple(cells))
-    columns = [f"{what}, batch {batch}" for batch in results for what in ("time", "ms a step", "difference")]
+    columns = [f"{what}, batch {batch}" for batch in results for what in ("time", "ms a step", "MiB", "difference")]
     print_table(["side", "weights", *columns], rows, title="time and weights as shares of the published form's")
     print(
         f"switching adapters: {1000 * switching['seconds']:.2f} ms a step, {switching['layers']:.0f} layers with LoRAs"
