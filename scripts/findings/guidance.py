@@ -35,6 +35,10 @@ from diffalign.rewards import judge_features
 from objectives import CHOOSER, cell, interval
 
 MARGIN = -0.1
+PAIRED = tuple(  # differences by training seed
+    ("PGD (Stage 1 + 2) @ 2", f"Stage 1 + 2{other}")
+    for other in (" @ 1", ", more steps @ 2", ", text guidance @ 3", ", text guidance @ 4")
+)
 LIMITS = {"realism": (-1.4, 2.8), "kid": (-8.0, 5.0)}  # of the figure; what breaks the images lies below
 COLOURS = {  # of the forms by how they start
     "base": "black",
@@ -149,6 +153,8 @@ def report(out: Path) -> None:
                 f"w {w:g}: {cell(found)}, no worse by the margin: {found['low'] > MARGIN}"
                 for w, found in cheap_minus_exact(out).items()
             ),
+            "\npaired differences, realism and KID and diversity\n",
+            *paired_differences(out),
             "\nerror of merging, share of the guidance\n",
             *(f"{name}: {cell(found)}" for name, found in errors.items()),
             "\ncalibration\n",
@@ -229,6 +235,19 @@ def cheap_minus_exact(out: Path) -> dict[float, dict[str, float]]:
             cheap, exact = (models[f"{name} @ {strength:g}"] for name in ("cPGD (SFT), cheap", "cPGD (SFT)"))
             found[strength].append(cheap["realism"]["mean"] - exact["realism"]["mean"])
     return {strength: interval(values) for strength, values in found.items()}
+
+
+def paired_differences(out: Path) -> list[str]:
+    """Of the forms of PAIRED, by training seed."""
+    seeds = [read_json(file) for file in sorted(out.glob("seed*/measured-held_out.json"))]
+    lines = []
+    for one, other in PAIRED:
+        cells = [
+            cell(interval([models[one][metric]["mean"] - models[other][metric]["mean"] for models in seeds]))
+            for metric in ("realism", "kid", "diversity")
+        ]
+        lines.append(f"{one} minus {other}: {' | '.join(cells)}")
+    return lines
 
 
 def merge_errors(out: Path) -> dict[str, dict[str, float]]:

@@ -90,9 +90,9 @@ def test(arguments: argparse.Namespace) -> None:
             exact, cheap = (
                 realism(draw(folder / "cheap", "held_out", name, modules, strength)) for name in ("exact", CHOSEN)
             )
-            difference = mean_interval([cheap[key] - exact[key] for key in exact])
+            difference = mean_interval({key: cheap[key] - exact[key] for key in exact})
             found[strength].append(difference.mean)
-            print(f"seed {seed}, w {strength}: {cell(vars(difference))} over images", flush=True)
+            print(f"seed {seed}, w {strength}: {cell(vars(difference))} over prompts", flush=True)
     for strength, values in found.items():
         pooled = interval(values)
         print(f"w {strength}: {cell(pooled)} over training seeds; no worse: {pooled['low'] > MARGIN}")

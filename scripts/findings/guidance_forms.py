@@ -93,6 +93,12 @@ FORMS: dict[str, Form] = {
         evaluations=2, adapter=lambda modules, _: modules["dpo"], steps=lambda _: 2 * STEPS, strengths=(2,)
     ),
     "Stage 1 + 2": Form(adapter=lambda modules, _: modules["stage2"]),
+    "Stage 1 + 2, more steps": Form(
+        evaluations=2, adapter=lambda modules, _: modules["stage2"], steps=lambda _: 2 * STEPS, strengths=(2,)
+    ),
+    "Stage 1 + 2, text guidance": Form(
+        strengths=(3, 4), adapter=lambda modules, _: modules["stage2"], text=lambda g: g
+    ),
     "PGD (DPO)": Form(strengths=(2, 4, 8), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["dpo"], scale=w)),
     "PGD (Stage 1 + 2)": Form(
         strengths=(1.5, 2), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["stage2"], scale=w)
