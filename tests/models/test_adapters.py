@@ -17,6 +17,7 @@ from diffalign.models import (
     adapter_names,
     adapter_parameters,
     add_adapter,
+    adding,
     copy_adapter,
     fuse_adapter,
     remove_adapter,
@@ -96,6 +97,21 @@ def test_mixtures_are_the_weighted_sum_of_updates(family):
         mixed = output(family)
     with using(denoiser, "sum"):
         torch.testing.assert_close(mixed, output(family), rtol=0, atol=1e-5)
+
+
+def test_adding_keeps_what_is_on_and_reweighs_what_is_named(family):
+    add(family, "a")
+    add(family, "b", seed=1)
+    denoiser = family.denoiser
+    with using(denoiser, {"a": 0.7, "b": -0.3}):
+        mixed = output(family)
+    with using(denoiser, {"a": 0.7}):
+        alone = output(family)
+        with adding(denoiser, {"b": -0.3}):
+            torch.testing.assert_close(output(family), mixed, rtol=0, atol=1e-5)
+        assert torch.equal(output(family), alone)
+    with using(denoiser, {"a": 0.7, "b": 2.0}), adding(denoiser, {"b": 0.0}):
+        assert torch.equal(output(family), alone)
 
 
 def test_weights_do_not_stick(family):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffalign.core import DiffalignError
 from diffalign.guidance.branches import TextBranches, TextRows, extrapolate_text, pack_rows, text_branches
 from diffalign.guidance.contract import Branch, Guide, HoldingGuide, Pass, Site
-from diffalign.models import FoldedRowsError, RowSwitch, using
+from diffalign.models import FoldedRowsError, RowSwitch, adding
 
 __all__ = ["GuidedForward", "Packed", "Refresh", "clock"]
 
@@ -262,7 +262,7 @@ class GuidedForward:
     def _predict_one(self, call: _Call, each: Pass) -> Tensor:
         rows, adapters = call.branches.rows(each.branch), self._adapters(each)
         text = extrapolate_text(call.arguments, call.branches, each.text_extrapolation)
-        with self._running([rows], call.branches), using(self._site.denoiser, adapters, keep=True):
+        with self._running([rows], call.branches), adding(self._site.denoiser, adapters):
             self._output = self.before(**pack_rows([(text, rows)], call.num_rows))
         return self._output[0]  # type: ignore[no-any-return]  # of a tuple, or the first field of a diffusers output
 

@@ -8,8 +8,8 @@ Switching writes peft's list of active adapters on each layer directly: ``set_ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,6 +38,7 @@ __all__ = [
     "adapter_names",
     "adapter_parameters",
     "add_adapter",
+    "adding",
     "concatenate_adapters",
     "copy_adapter",
     "fuse_adapter",
@@ -91,8 +92,7 @@ def add_adapter(denoiser: nn.Module, name: str, settings: LoraSettings, *, seed:
     inject(denoiser, name, pairs, trainable=True, dropout=settings.dropout)
 
 
-@contextmanager
-def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, keep: bool = False) -> Iterator[None]:
+def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None) -> AbstractContextManager[None]:
     """Inside the block exactly these adapters are on, in addition to LoRAs that others loaded and left on.
 
     ``using(denoiser, None)`` is bit for bit the network before any adapter was added here. The state of before is
@@ -102,7 +102,6 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
     Args:
         denoiser: the network.
         adapters: a name, a mixture ``{name: weight}`` (the update is multiplied by the weight), or None for all off.
-        keep: adapters made here that are on stay on too.
 
     Raises:
         DiffalignError: an adapter not made here, or fused foreign LoRAs, under which adapters have no effect.
@@ -110,14 +109,26 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
     Example:
         ``with using(unet, {"chosen": 1.0, "rejected": -0.3}): unet(...)``
     """
-    ours = adapters_of(denoiser)
+    return _switched(denoiser, adapters, replaced=list(adapters_of(denoiser)))
+
+
+def adding(denoiser: nn.Module, adapters: str | Mapping[str, float]) -> AbstractContextManager[None]:
+    """As ``using``, but adapters that are on stay on beside these, with their weights."""
+    return _switched(denoiser, adapters, replaced=[adapters] if isinstance(adapters, str) else list(adapters))
+
+
+@contextmanager
+def _switched(
+    denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, replaced: Collection[str]
+) -> Iterator[None]:
+    """Inside the block these adapters are on, and of those that are on all but ``replaced``."""
     weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
     for name in weights:
         layers_of(denoiser, name)
     weights = {name: weight for name, weight in weights.items() if weight != 0}
     before: list[tuple[dict[str, Any], Any, bool, dict[str, float]]] = []
     try:
-        for layer in {id(layer): layer for layers in ours.values() for layer in layers}.values():
+        for layer in {id(layer): layer for layers in adapters_of(denoiser).values() for layer in layers}.values():
             state = vars(layer)  # read and written directly: nn.Module's own attribute handling is far slower
             active, disabled, scaling = state["_active_adapter"], state["_disable_adapters"], state["scaling"]
             wanted = [name for name in weights if name in scaling]
@@ -125,7 +136,6 @@ def using(denoiser: nn.Module, adapters: str | Mapping[str, float] | None, *, ke
                 raise fused_error(layer)
             before.append((state, active, disabled, {name: scaling[name] for name in wanted}))
             on = [active] if isinstance(active, str) else active
-            replaced = weights if keep else ours
             others = [] if disabled else [name for name in on if name not in replaced]
             for name in wanted:
                 scaling[name] = weights[name] * state["lora_alpha"][name] / state["r"][name]
