@@ -97,6 +97,31 @@ def test_failed_images_are_counted_and_the_others_compared(tmp_path: Path, own_r
     assert sum(each["num_images"] for each in found["models"].values()) >= 3 * 6 - 2
 
 
+@pytest.mark.parametrize("alive", [0, 1])
+def test_a_strength_that_breaks_images_decides_nothing(
+    tmp_path: Path, own_rewards: Callable[[], int], alive: int
+) -> None:
+    """At 2.5 the images of the first prompts alone are there: diversity of the others is over all prompts still."""
+    whole = measure_sweep(write_sweep(tmp_path / "whole", brighter), ["my_levels:level"], features=level_features)
+    folder = write_sweep(
+        tmp_path / "sweep",
+        lambda prompt, seed, strength: brighter(prompt, seed, strength) if strength < 2 or prompt < alive else None,
+    )
+    found = measure_sweep(folder, ["my_levels:level"], features=level_features, min_diversity=0.6)
+    assert found["chosen"] == 1.0 and found["left_out"] == [2.5] and "left out of the choice" in found["alarms"][0]
+    for name in ("scale 0", "scale 1"):
+        assert found["models"][name] == whole["models"][name]
+    assert [row["diversity"] for row in found["validation"][:2]] == [
+        row["diversity"] for row in whole["validation"][:2]
+    ]
+
+
+def test_a_weakest_strength_without_images_is_refused(tmp_path: Path, own_rewards: Callable[[], int]) -> None:
+    folder = write_sweep(tmp_path / "sweep", lambda prompt, seed, strength: 90 if strength else None)
+    with pytest.raises(DiffalignError, match="scale-0 has no image that is whole"):
+        measure_sweep(folder, ["my_levels:level"], features=level_features)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from diffalign.core import DiffalignError
-from diffalign.evaluate import Measured, SweepScores, choose_strength, conclude, split_ids, strengths
+from diffalign.evaluate import Measured, SweepScores, choice, choose_strength, conclude, split_ids, strengths
 
 PROMPTS = tuple(f"a photo of {number}" for number in range(8))
 IDS = {prompt: f"id{number}" for number, prompt in enumerate(PROMPTS)}
@@ -20,8 +20,8 @@ STRENGTHS = (0.0, 2.0, 4.0)
 
 
 def test_the_examples_are_true() -> None:
-    found = doctest.testmod(strengths)
-    assert found.failed == 0 and found.attempted > 5
+    found = [doctest.testmod(module) for module in (choice, strengths)]
+    assert all(each.failed == 0 and each.attempted for each in found)
 
 
 def test_the_split_hangs_on_the_ids_alone() -> None:
@@ -57,14 +57,29 @@ def test_a_split_that_leaves_a_part_empty_is_refused(count: int, share: float, m
     ],
 )  # fmt: skip
 def test_the_rule(qualities: Any, spreads: Any, least: float, chosen: float) -> None:
-    rows = zip(STRENGTHS, qualities, spreads, strict=True)
-    measured = [Measured(strength=each, quality=quality, diversity=spread) for each, quality, spread in rows]
-    assert choose_strength(measured, least).strength == chosen
+    assert choose_strength(measured(qualities, spreads), least).strength == chosen
+
+
+def measured(qualities: Any, spreads: Any, failed: Any = (0, 0, 0)) -> list[Measured]:
+    """Of 60 images at each strength."""
+    return [
+        Measured(strength=strength, quality=quality, diversity=spread, num_images=60, num_failed=count)
+        for strength, quality, spread, count in zip(STRENGTHS, qualities, spreads, failed, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failed", "chosen"),
+    [((0, 0, 3), 4.0), ((0, 0, 4), 2.0), ((9, 0, 12), 4.0), ((9, 12, 13), 2.0), ((0, 60, 59), 0.0), ((60, 60, 60), 4)],
+)
+def test_a_strength_that_fails_far_more_often_than_the_weakest_is_never_chosen(failed: Any, chosen: float) -> None:
+    """5 % of 60 images are 3."""
+    assert choose_strength(measured((1.0, 2.0, 3.0), (1.0, 1.0, 1.0), failed), 0.9).strength == chosen
 
 
 def test_nothing_scored_is_an_error() -> None:
     with pytest.raises(DiffalignError, match="scores none"):
-        choose_strength([Measured(strength=each, quality=None, diversity=1.0) for each in STRENGTHS], 0.9)
+        choose_strength(measured((None, None, None), (1.0, 1.0, 1.0)), 0.9)
 
 
 def column(validation: float, report: float, *, missing: tuple[str, ...] = ()) -> dict[tuple[str, int], float]:
@@ -141,9 +156,9 @@ def test_a_metric_of_which_less_is_better_chooses_the_least() -> None:
 
 
 def test_images_without_a_score_are_left_out_everywhere_and_counted() -> None:
-    """At strength 4 the second image of two prompts is missing: everywhere their means rest on the first, 1/2 lower."""
+    """At strength 0 the second image of two prompts is missing: everywhere their means rest on the first, 1/2 lower."""
     gone = (VALIDATION[0], REPORT[0])
-    columns = {**scores().columns, "chooser": [column(0, 0), column(5, 1), column(4, 9, missing=gone)]}
+    columns = {**scores().columns, "chooser": [column(0, 0, missing=gone), column(5, 1), column(4, 9)]}
     found = conclude(scores(columns=columns), "chooser")
     before = conclude(scores(), "chooser")
     shift = [
@@ -152,8 +167,29 @@ def test_images_without_a_score_are_left_out_everywhere_and_counted() -> None:
     assert shift == pytest.approx([-0.5 / 4] * 3)
     means = [each["models"]["scale 0"]["chooser"]["mean"] for each in (found, before)]
     assert means[0] - means[1] == pytest.approx(-0.5 / 4)
-    assert found["num_failed"] == {"chooser": [0, 0, 2], "judge": [0, 0, 0]}
-    assert any("without chooser: 2 at scale 4" in note for note in found["notes"])
+    assert found["num_failed"] == {"chooser": [2, 0, 0], "judge": [0, 0, 0]}
+    assert any("without chooser: 2 at scale 0" in note for note in found["notes"])
+    assert found["left_out"] == [] and not any("left out" in alarm for alarm in found["alarms"])
+
+
+def test_a_strength_that_breaks_images_is_left_out_and_takes_none_from_the_others() -> None:
+    """Only the first prompt of each part lives at strength 4, where it scores highest by far."""
+    broken = {key: one if key[0] in (VALIDATION[0], REPORT[0]) else math.nan for key, one in column(90, 90).items()}
+    spread = [scores().columns["diversity"][0]] * 2 + [{(REPORT[0], 0): 2.0}]
+    columns = {**scores().columns, "chooser": [column(0, 0), column(5, 1), broken], "diversity": spread}
+    found, whole = conclude(scores(columns=columns), "chooser"), conclude(scores(), "chooser")
+    assert found["chosen"] == 2.0 and found["left_out"] == [4.0]
+    rows = found["validation"]
+    assert [(row["num_failed"], row["num_images"]) for row in rows] == [(0, 8), (0, 8), (6, 8)]
+    assert rows[2]["quality"] == 90 + PROMPTS.index(VALIDATION[0]) and not rows[2]["in_choice"]
+    assert [row["quality"] for row in rows[:2]] == [row["quality"] for row in whole["validation"][:2]]
+    for each in ("scale 0", "scale 2"):
+        assert found["models"][each]["chooser"] == whole["models"][each]["chooser"]
+        assert found["models"][each]["diversity"]["num_prompts"] == 4
+    assert found["differences"][0] == whole["differences"][0]
+    (alarm,) = (each for each in found["alarms"] if "left out" in each)
+    assert "scale 4" in alarm and "6 of 8 validation images" in alarm and "0 at scale 0" in alarm
+    assert "without a score is at most 0.05 above that at scale 0" in found["rule"]
 
 
 def test_a_strength_that_failed_whole_is_out_of_the_choice_and_harms_no_other() -> None:
@@ -161,7 +197,8 @@ def test_a_strength_that_failed_whole_is_out_of_the_choice_and_harms_no_other() 
     columns = {**scores().columns, "chooser": [column(0, 0), column(5, 1), nothing]}
     found = conclude(scores(columns=columns), "chooser")
     assert found["chosen"] == 2.0 and found["validation"][2] == {
-        "strength": 4.0, "quality": None, "diversity": pytest.approx(0.96), "in_choice": False
+        "strength": 4.0, "quality": None, "diversity": pytest.approx(0.96), "num_images": 8, "num_failed": 8,
+        "in_choice": False,
     }  # fmt: skip
     assert "chooser" not in found["models"]["scale 4"] and "judge" in found["models"]["scale 4"]
 

@@ -28,8 +28,11 @@ def results(**changes: Any) -> dict[str, Any]:
         "chosen": 0.5,
         "weakest": 0.0,
         "validation": [
-            {"strength": each, "quality": 10 + each, "diversity": None, "in_choice": each < 2} for each in STRENGTHS
+            {"strength": each, "quality": 10 + each, "diversity": None, "in_choice": each < 2}
+            | {"num_images": 40, "num_failed": 35 if each == 2 else 0}
+            for each in STRENGTHS
         ],
+        "left_out": [2.0],
         "prompts": {"validation": ["x", "y", "z"], "report": ["u", "v"]},
         "models": {
             name: {
@@ -59,6 +62,8 @@ def test_a_page_says_what_was_chosen_and_shows_every_strength(tmp_path: Path) ->
     assert 'data-values="0|0.5|2"' in page and page.count("<figcaption>") >= 3
     rows = re.findall(r'<th scope="row">(scale [\d.]+)</th><td class="number">([\d.]+)</td>.*?verdict">(\w+)', page)
     assert rows == [("scale 0", "10", "yes"), ("scale 0.5", "10.5", "chosen"), ("scale 2", "12", "no")]
+    assert re.findall(r">(\d+) of 40<", page) == ["0", "0", "35"]
+    assert page.count("scale 2, left out") == 1 and "scale 0, left out" not in page
     summaries = re.findall(r'aria-label="([^"]* against diversity\.[^"]*)"', page)
     assert len(summaries) == 2 and "0.5: diversity 0.25, judge 0" in summaries[1]
     assert "src=x onerror" not in page.replace("&lt;img src=x onerror", "")
@@ -76,7 +81,7 @@ def test_the_figure_has_a_panel_for_each_metric(tmp_path: Path) -> None:
     root = ElementTree.parse(draw_sweep(results(), tmp_path / "sweep.svg")).getroot()
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"judge", "diversity", HOSTILE} <= set(words)
-    assert words.count("scale; dashed: chosen") == 3 and "in-training, more is better" in words
+    assert words.count("scale; dashed: chosen; cross: left out") == 3 and "in-training, more is better" in words
     first = (tmp_path / "sweep.svg").read_bytes()
     assert draw_sweep(results(), tmp_path / "again.svg").read_bytes() == first
     wide = {f"metric {number}": estimate(number, 0.1) for number in range(5)}

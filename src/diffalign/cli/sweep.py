@@ -43,8 +43,9 @@ def sweep(
     """Score a sweep over guidance strengths, choose one, and say what it gains.
 
     Some of the prompts choose: the strength with the best mean of the choosing metric among those whose images keep
-    enough diversity; the weaker of equal ones. The others tell what it gains, by every metric, with intervals. A
-    prompt's part is a hash of its id. Nothing is scored twice.
+    enough diversity and lack a score at most 5 % (of all images) more often than at the weakest; the weaker of equal
+    ones. The others tell what it gains, by every metric, with intervals. A prompt's part is a hash of its id. Nothing
+    is scored twice.
 
     FOLDER gets sweep-results.json, sweep.html (images under a slider, quality against diversity) and sweep.svg.
 
@@ -81,15 +82,22 @@ def _print(results: Mapping[str, Any]) -> None:
             f"{results['axis']} {row['strength']:g}",
             _value(row["quality"]),
             _value(row["diversity"]),
+            f"{row['num_failed']} of {row['num_images']}",
             "chosen" if row["strength"] == results["chosen"] else "yes" if row["in_choice"] else "no",
         )
         for row in results["validation"]
     ]
     count = len(results["prompts"]["validation"])
-    heads = ["strength", results["chosen_by"], "diversity", "in the choice"]
+    heads = ["strength", results["chosen_by"], "diversity", "without a score", "in the choice"]
     print_table(heads, validation, title=f"the {count} validation prompts, which choose")
     metrics = list(results["roles"])
-    rows = [(name, *(_interval(found.get(metric)) for metric in metrics)) for name, found in results["models"].items()]
+    rows = [
+        (
+            f"{name}, left out" if strength in results["left_out"] else name,
+            *(_interval(found.get(metric)) for metric in metrics),
+        )
+        for strength, (name, found) in zip(results["strengths"], results["models"].items(), strict=True)
+    ]
     count = len(results["prompts"]["report"])
     heads = ["strength", *(f"{metric} ({results['roles'][metric]})" for metric in metrics)]
     print_table(heads, rows, title=f"the other {count} prompts, means with 95 % intervals")

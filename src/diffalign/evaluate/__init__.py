@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from diffalign.evaluate.choice import Measured, Split, choose_strength, split_ids
 from diffalign.evaluate.compare import MetricComparison, compare, compared_models, hacking_alarms
 from diffalign.evaluate.results import measure_models
 from diffalign.evaluate.scores import MetricSummary, read_scores, score_folder, summarise
 from diffalign.evaluate.sources import ImageRow, ScoreRow, read_images
-from diffalign.evaluate.strengths import Measured, Split, SweepScores, choose_strength, conclude, split_ids
+from diffalign.evaluate.strengths import SweepScores, conclude
 from diffalign.evaluate.sweep import measure_sweep
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Which strength of guidance to take, and what it gains: split, rule and numbers. No files, no networks."""
+"""What a sweep over strengths of guidance tells: the choice, and every number on the other prompts. No files."""
 
 from __future__ import annotations
 
@@ -8,102 +8,26 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from diffalign.core import DiffalignError, content_hash
+from diffalign.core import DiffalignError
+from diffalign.evaluate.choice import (
+    MORE_FAILED,
+    Column,
+    Key,
+    Measured,
+    Split,
+    broken_strengths,
+    choose_strength,
+    count_failed,
+    is_fit,
+    split_ids,
+)
 from diffalign.evaluate.sources import Role
 from diffalign.stats import Estimate, mean_interval, paired_difference, reward_hacking_alarms
 
-__all__ = ["DIVERSITY", "Measured", "Split", "SweepScores", "choose_strength", "complete_keys", "conclude", "split_ids"]
+__all__ = ["DIVERSITY", "SweepScores", "complete_keys", "conclude"]
 
 DIVERSITY = "diversity"
 FEW_PROMPTS = 10
-
-Key = tuple[str, int]  # prompt, number of its image
-Column = Mapping[Key, float]  # one metric at one strength; NaN where there is no value
-
-
-@dataclass(frozen=True)
-class Split:
-    """Ids of prompts by their part.
-
-    Attributes:
-        validation: those that choose.
-        report: those that numbers are told of.
-    """
-
-    validation: tuple[str, ...]
-    report: tuple[str, ...]
-
-
-def split_ids(prompt_ids: Iterable[str], validation_share: float) -> Split:
-    """Two parts, by nothing but the ids: in the order of their hashes, the first share chooses.
-
-    Args:
-        prompt_ids: each once, at least 3.
-        validation_share: in (0, 1); rounded, so that at least 1 prompt chooses and 2 are reported on.
-
-    Raises:
-        DiffalignError: too few prompts, or another share.
-
-    Example:
-        >>> split_ids(["a", "b", "c", "d", "e"], 0.4)
-        Split(validation=('d', 'b'), report=('c', 'a', 'e'))
-    """
-    if not 0 < validation_share < 1:
-        raise DiffalignError(f"expected a validation share above 0 and below 1, got {validation_share}")
-    ordered = sorted(prompt_ids, key=lambda one: content_hash("part of a sweep", one))
-    if len(ordered) < 3:
-        raise DiffalignError(
-            f"expected at least 3 prompts, 1 to choose by and 2 to report on, got {len(ordered)}: sample more of them"
-        )
-    count = min(max(1, round(validation_share * len(ordered))), len(ordered) - 2)
-    return Split(tuple(ordered[:count]), tuple(ordered[count:]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One strength on the validation prompts.
-
-    Attributes:
-        strength: of guidance.
-        quality: mean over prompts of the metric that chooses, higher is better; None where nothing was scored.
-        diversity: mean over prompts of the distance between a prompt's images; None where no prompt has two.
-    """
-
-    strength: float
-    quality: float | None
-    diversity: float | None
-
-
-def choose_strength(measured: Sequence[Measured], min_diversity: float) -> Measured:
-    """The best strength among those whose images are as diverse as they should be; the weaker of equal ones.
-
-        s* = argmax q_s  over  s with d_s >= min_diversity d_0,    0 the weakest strength
-
-    Without a diversity at the weakest strength (one image per prompt) every strength with a quality is in the choice.
-
-    Args:
-        measured: by rising strength.
-        min_diversity: share of the weakest strength's diversity, in [0, 1].
-
-    Raises:
-        DiffalignError: no strength has a quality.
-
-    Example:
-        >>> rows = [(0.0, 0.1, 0.8), (2.0, 0.3, 0.7), (4.0, 0.3, 0.9), (8.0, 0.5, 0.3)]
-        >>> measured = [Measured(strength=s, quality=q, diversity=d) for s, q, d in rows]
-        >>> choose_strength(measured, min_diversity=0.8).strength
-        2.0
-    """
-    fit = [each for each in measured if each.quality is not None and _is_diverse(each, measured[0], min_diversity)]
-    if not fit:
-        raise DiffalignError("no strength can be chosen: what chooses scores none of the validation images")
-    return max(fit, key=lambda each: each.quality or 0.0)  # of equal ones, max takes the first
-
-
-def _is_diverse(one: Measured, weakest: Measured, min_diversity: float) -> bool:
-    if weakest.diversity is None:
-        return True
-    return one.diversity is not None and one.diversity >= min_diversity * weakest.diversity
 
 
 def complete_keys(columns: Iterable[Column]) -> set[Key]:
@@ -133,6 +57,7 @@ class SweepScores:
             where no prompt has two images.
         roles: of each metric.
         higher_is_better: of each metric.
+        left_out: strengths that break images; which images the others are compared on does not hang on them.
     """
 
     axis: str
@@ -141,18 +66,23 @@ class SweepScores:
     columns: Mapping[str, Sequence[Column]]
     roles: Mapping[str, Role]
     higher_is_better: Mapping[str, bool | None]
+    left_out: frozenset[float] = frozenset()
 
     def name(self, strength: float) -> str:
         """What tables call a strength."""
         return f"{self.axis} {strength:.10g}"
 
     def on(self, metric: str, prompts: Collection[str]) -> list[dict[Key, float]]:
-        """A metric at each strength, on the images of these prompts that have a value at all strengths."""
+        """A metric at each strength, on the images of these prompts that have a value at all that are not left out.
+
+        Those that are left out have what they have of these images.
+        """
         columns = [
             {key: one for key, one in column.items() if key[0] in prompts and not math.isnan(one)}
             for column in self.columns[metric]
         ]
-        keys = complete_keys(columns)
+        kept = [column for one, column in zip(self.strengths, columns, strict=True) if one not in self.left_out]
+        keys = complete_keys(kept)
         return [{key: one for key, one in column.items() if key in keys} for column in columns]
 
     def count(self, strength: float, prompts: Collection[str]) -> int:
@@ -191,9 +121,11 @@ def conclude(
         )
     texts = {prompt_id: prompt for prompt, prompt_id in scores.ids.items()}
     split = split_ids(texts, validation_share)
-    measured = _measured(scores, choose_by, {texts[one] for one in split.validation})
+    validation, reported = ({texts[one] for one in part} for part in (split.validation, split.report))
+    broken = broken_strengths(scores.strengths, scores.columns[choose_by], validation)
+    scores = replace(scores, left_out=broken)
+    measured = _measured(scores, choose_by, validation)
     chosen = choose_strength(measured, min_diversity)
-    reported = {texts[one] for one in split.report}
     differences = _differences(scores, reported, chosen.strength)
     pair = {"model": scores.name(chosen.strength), "baseline": scores.name(scores.strengths[0])}
     sign = 1 if scores.higher_is_better[choose_by] else -1
@@ -207,10 +139,13 @@ def conclude(
                 "strength": each.strength,
                 "quality": None if each.quality is None else sign * each.quality,
                 "diversity": each.diversity,
-                "in_choice": each.quality is not None and _is_diverse(each, measured[0], min_diversity),
+                "num_images": each.num_images,
+                "num_failed": each.num_failed,
+                "in_choice": is_fit(each, measured[0], min_diversity),
             }
             for each in measured
         ],
+        "left_out": sorted(broken),
         "prompts": {"validation": list(split.validation), "report": list(split.report)},
         "models": _models(scores, reported),
         "differences": [{**pair, "metric": metric, **_numbers(each)} for metric, each in differences.items()],
@@ -218,7 +153,7 @@ def conclude(
         "higher_is_better": dict(scores.higher_is_better),
         "num_failed": _failed(scores),
         "notes": _notes(scores, choose_by, split, chosen),
-        "alarms": _alarms(scores, differences),
+        "alarms": [*_told_broken(scores, choose_by, measured), *_alarms(scores, differences)],
     }
 
 
@@ -226,9 +161,16 @@ def _measured(scores: SweepScores, choose_by: str, prompts: Collection[str]) -> 
     sign = 1 if scores.higher_is_better[choose_by] else -1
     qualities = [_mean(column) for column in scores.on(choose_by, prompts)]
     spreads = [_mean(column) for column in scores.on(DIVERSITY, prompts)]
+    count, failed = count_failed(scores.columns[choose_by], prompts)
     return [
-        Measured(strength=strength, quality=None if quality is None else sign * quality, diversity=spread)
-        for strength, quality, spread in zip(scores.strengths, qualities, spreads, strict=True)
+        Measured(
+            strength=strength,
+            quality=None if quality is None else sign * quality,
+            diversity=spread,
+            num_images=count,
+            num_failed=lacking,
+        )
+        for strength, quality, spread, lacking in zip(scores.strengths, qualities, spreads, failed, strict=True)
     ]
 
 
@@ -282,10 +224,12 @@ def _failed(scores: SweepScores) -> dict[str, list[int]]:
 
 def _rule(scores: SweepScores, choose_by: str, min_diversity: float, split: Split) -> str:
     best = "highest" if scores.higher_is_better[choose_by] else "lowest"
-    rule = f"the {best} mean {choose_by} on {len(split.validation)} validation prompts"
+    rule = (
+        f"the {best} mean {choose_by} on {len(split.validation)} validation prompts among the strengths whose share of "
+        f"images without a score is at most {MORE_FAILED:g} above that at {scores.name(scores.strengths[0])}"
+    )
     if scores.has_diversity:
-        weakest = scores.name(scores.strengths[0])
-        rule += f" among the strengths whose images keep at least {min_diversity:g} of the diversity at {weakest}"
+        rule += f", and whose images keep at least {min_diversity:g} of the diversity there"
     return f"{rule}; of equal ones the weaker"
 
 
@@ -309,11 +253,25 @@ def _notes(scores: SweepScores, choose_by: str, split: Split, chosen: Measured) 
         )
     elif chosen.strength == scores.strengths[-1]:
         notes.append("The strongest strength was chosen: the best may lie beyond it, so extend the range.")
+    but = "; what strengths that are left out of the choice lack stays in at the others" if scores.left_out else ""
     for metric, counts in _failed(scores).items():
         told = [f"{count} at {scores.name(one)}" for count, one in zip(counts, scores.strengths, strict=True) if count]
         if told:
-            notes.append(f"Images without {metric}: {', '.join(told)}; left out at every strength that has others.")
+            notes.append(
+                f"Images without {metric}: {', '.join(told)}; left out at every strength that has others{but}."
+            )
     return notes
+
+
+def _told_broken(scores: SweepScores, choose_by: str, measured: Sequence[Measured]) -> list[str]:
+    """Which strengths are left out because they break images, a sentence each."""
+    weakest = f"{measured[0].num_failed} at {scores.name(measured[0].strength)}"
+    return [
+        f"{scores.name(each.strength)} is left out of the choice: {each.num_failed} of {each.num_images} validation "
+        f"images have no {choose_by}, {weakest}"
+        for each in measured
+        if each.strength in scores.left_out
+    ]
 
 
 def _alarms(scores: SweepScores, differences: Mapping[str, Estimate]) -> list[str]:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from diffalign.core import DiffalignError, unknown, versions
+from diffalign.evaluate.choice import Key, broken_strengths, split_ids
 from diffalign.evaluate.compare import SETTINGS
 from diffalign.evaluate.scores import rewards_by_name, score_folder, values_by_prompt
 from diffalign.evaluate.sources import OK, ImageRow, ScoreRow, checked_images, read_images
-from diffalign.evaluate.strengths import DIVERSITY, Key, SweepScores, conclude, split_ids
+from diffalign.evaluate.strengths import DIVERSITY, SweepScores, conclude
 from diffalign.rewards import clip_features, load_reward
 from diffalign.sample import SweepFolder, read_sweep
 from diffalign.stats import pairwise_diversity
@@ -42,7 +43,9 @@ def measure_sweep(
 
     The rule is ``choose_strength``, the parts are ``split_ids``'s. Scores are kept in each run's own folder (see
     ``score_folder``), so nothing is scored twice. An image without a score at one strength is left out at all of them,
-    and counted. The reward that chooses becomes in-training in the tables; so does diversity, which the rule looks at.
+    and counted. A strength that breaks images, by the rule's bound, is out of the choice: it takes no image from the
+    others, and its numbers are those of what it has. The reward that chooses becomes in-training in the tables; so does
+    diversity, which the rule looks at.
 
     Args:
         folder: of ``run_sweep``.
@@ -59,14 +62,15 @@ def measure_sweep(
 
     Returns:
         JSON values. Of the sweep: axis, strengths, folders, guide, settings. Of the choice: rule, chosen, weakest,
-        chosen_by, validation (a row per strength: quality, diversity, in_choice), prompts (ids by part). On the other
+        chosen_by, validation (a row per strength: quality, diversity, num_images, num_failed, in_choice), left_out (the
+        strengths that break images), prompts (ids by part). On the other
         prompts: models (by strength: metric -> mean, low, high, num_prompts; num_images), differences (chosen minus
         weakest), roles, higher_is_better. num_failed (images without a value, by metric and strength), notes and
         alarms (sentences), versions.
 
     Raises:
         DiffalignError: no sweep, a run that is missing or differs in more than the strength, an unknown reward, one
-            that cannot choose or scores nothing, or fewer than 3 prompts.
+            that cannot choose or scores nothing, fewer than 3 prompts, or no whole image at a strength that is kept.
     """
     chooser = _chooser(rewards, choose_by, held_out)
     if not 0 <= min_diversity <= 1:
@@ -75,16 +79,18 @@ def measure_sweep(
     images = [read_images(run)[1] for run in sweep.folders]
     _refuse_unlike(sweep, images)
     ids = {row.prompt: row.prompt_id for row in sorted(images[0], key=lambda row: row.key, reverse=True)}
-    split_ids(ids.values(), validation_share)  # what is wrong with it is told before anything is scored
+    split = split_ids(ids.values(), validation_share)  # what is wrong with it is told before anything is scored
     tables = _scored(sweep, rewards, chooser, held_out, weights or {}, batch_size, device)
     features = features or partial(clip_features, batch_size=batch_size, device=device)
     first = {name: runs[0][0] for name, runs in tables.items()}
+    columns = {name: [values_by_prompt(rows) for rows in runs] for name, runs in tables.items()}
+    validation = {prompt for prompt, one in ids.items() if one in split.validation}
+    broken = broken_strengths(sweep.strengths, columns[chooser], validation)
     scores = SweepScores(
         axis=sweep.axis,
         strengths=sweep.strengths,
         ids=ids,
-        columns={name: [values_by_prompt(rows) for rows in runs] for name, runs in tables.items()}
-        | {DIVERSITY: _spread(sweep, features)},
+        columns=columns | {DIVERSITY: _spread(sweep, features, broken)},
         roles={name: row.role for name, row in first.items()} | {DIVERSITY: "in-training"},
         higher_is_better={name: row.higher_is_better for name, row in first.items()} | {DIVERSITY: True},
     )
@@ -181,18 +187,22 @@ def _refuse_without_scores(name: str, runs: Sequence[Sequence[ScoreRow]]) -> Non
         raise DiffalignError(f"{name} has no score of any image, the first with {runs[0][0].status!r}")
 
 
-def _spread(sweep: SweepFolder, features: Features) -> list[dict[Key, float]]:
-    """At each strength the mean distance between a prompt's images, of those that are there at every strength."""
-    found = [_features(run, features) for run in sweep.folders]
-    there = set.intersection(*(set(run) for run in found))
-    groups: dict[str, list[Key]] = {}
-    for key in sorted(there):
-        groups.setdefault(key[0], []).append(key)
-    groups = {prompt: keys for prompt, keys in groups.items() if len(keys) > 1}
-    return [
-        {(prompt, 0): pairwise_diversity(np.stack([run[key] for key in keys])) for prompt, keys in groups.items()}
-        for run in found
-    ]
+def _spread(sweep: SweepFolder, features: Features, broken: Collection[float]) -> list[dict[Key, float]]:
+    """At each strength the mean distance between a prompt's images, of those that are there at all but the broken."""
+    found = {strength: _features(run, features) for strength, run in zip(sweep.strengths, sweep.folders, strict=True)}
+    for strength, run in zip(sweep.strengths, sweep.folders, strict=True):
+        if not found[strength] and strength not in broken:
+            raise DiffalignError(f"{run} has no image that is whole; make it again")
+    there = set.intersection(*(set(run) for strength, run in found.items() if strength not in broken))
+    return [_distances({key: run[key] for key in sorted(there & run.keys())}) for run in found.values()]
+
+
+def _distances(features: Mapping[Key, Any]) -> dict[Key, float]:
+    """By prompt, where it has two images."""
+    groups: dict[str, list[Any]] = {}
+    for (prompt, _), one in features.items():
+        groups.setdefault(prompt, []).append(one)
+    return {(prompt, 0): pairwise_diversity(np.stack(group)) for prompt, group in groups.items() if len(group) > 1}
 
 
 def _features(run: Path, features: Features) -> dict[Key, Any]:
@@ -201,6 +211,6 @@ def _features(run: Path, features: Features) -> dict[Key, Any]:
     ordered = list(enumerate(sorted(rows, key=lambda row: row.key)))
     good = [(number, row) for number, row in ordered if row.status == OK]
     if not good:
-        raise DiffalignError(f"{run} has no image that is whole; make it again")
+        return {}
     made = np.asarray(features([folder / row.file for _, row in good]), dtype=np.float64)
     return {(row.prompt, number): one for (number, row), one in zip(good, made, strict=True)}

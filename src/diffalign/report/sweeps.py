@@ -46,8 +46,8 @@ def sweep_page(results: Mapping[str, Any], folder: str | Path) -> Page:
     page.add(_choice(results))
     if any(DIVERSITY in measured for measured in models):
         page.add(_trade_offs(results))
-    page.add(results_table(results, title="On the prompts that did not choose"))
-    shown = ("axis", "strengths", "guide", "settings", "rule", "chosen", "prompts")
+    page.add(results_table({**results, "models": _marked(results)}, title="On the prompts that did not choose"))
+    shown = ("axis", "strengths", "guide", "settings", "rule", "chosen", "left_out", "prompts")
     page.add(provenance(dump_yaml({name: results[name] for name in shown}), results["versions"]))
     return page
 
@@ -86,9 +86,11 @@ def _draw_metric(axes: Axes, results: Mapping[str, Any], metric: str) -> None:
     axes.fill_between(strengths, lows, highs, color=_LINE, alpha=0.18, linewidth=0)
     axes.plot(strengths, means, color=_LINE, marker="o", markersize=3.5, linewidth=1.5)
     axes.axvline(results["chosen"], color=_CHOSEN, linestyle="--", linewidth=1.2)
+    broken = {strength: each["mean"] for strength, each in found if strength in results["left_out"]}
+    axes.plot(list(broken), list(broken.values()), color=_CHOSEN, marker="x", markersize=8, linestyle="none")
     better = {None: "", True: ", more is better", False: ", less is better"}[results["higher_is_better"][metric]]
     axes.set_title(metric, fontsize=10)
-    axes.set_xlabel(f"{results['axis']}; dashed: chosen", fontsize=8)
+    axes.set_xlabel(f"{results['axis']}; dashed: chosen{'; cross: left out' if broken else ''}", fontsize=8)
     axes.set_ylabel(f"{results['roles'][metric]}{better}", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -100,6 +102,7 @@ def _choice(results: Mapping[str, Any]) -> Section:
             "name": _name(results, row["strength"]),
             "quality": _number(row["quality"]),
             "diversity": _number(row["diversity"]),
+            "failed": f"{row['num_failed']} of {row['num_images']}",
             "in_choice": row["in_choice"],
             "chosen": row["strength"] == results["chosen"],
         }
@@ -114,7 +117,11 @@ def _choice(results: Mapping[str, Any]) -> Section:
 def _trade_offs(results: Mapping[str, Any]) -> Section:
     """A plot for each metric: its mean against diversity, a point for each strength."""
     chosen = f"{results['chosen']:g}"
-    models = dict(zip([f"{one:g}" for one in results["strengths"]], results["models"].values(), strict=True))
+    models = {
+        f"{one:g}": measured
+        for one, measured in zip(results["strengths"], results["models"].values(), strict=True)
+        if one not in results["left_out"]
+    }
     panels = []
     for metric in (name for name in results["roles"] if name != DIVERSITY):
         points = {
@@ -125,7 +132,15 @@ def _trade_offs(results: Mapping[str, Any]) -> Section:
         if points:
             panels.append(trade_off(DIVERSITY, metric, points, marked=chosen))
     note = f"A point is a strength ({results['axis']}), its arms 95 % intervals; the line goes from weak to strong."
+    if results["left_out"]:
+        note += " Strengths that are left out of the choice are not shown."
     return Section("Quality against diversity", render("plots.html", note=note, panels=panels, entries=[]))
+
+
+def _marked(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The models by name, where those that are left out of the choice say so."""
+    models = zip(results["strengths"], results["models"].items(), strict=True)
+    return {f"{name}, left out" if one in results["left_out"] else name: each for one, (name, each) in models}
 
 
 def _name(results: Mapping[str, Any], strength: float) -> str:
