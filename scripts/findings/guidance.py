@@ -251,9 +251,11 @@ def paired_differences(out: Path) -> list[str]:
 
 
 def merge_errors(out: Path) -> dict[str, dict[str, float]]:
+    """Pooled and at the worst timestep."""
     found: dict[str, list[float]] = defaultdict(list)
     for file in sorted(out.glob("seed*/train/merged */merge.json")):
-        found[file.parent.name].append(read_json(file)["measured"]["error"])
+        for which in ("error", "worst_error"):
+            found[f"{file.parent.name}, {which}"].append(read_json(file)["measured"][which])
     return {name: interval(values) for name, values in found.items()}
 
 

@@ -172,7 +172,7 @@ def merge_once(positive: Path, negative: Path, scale: float) -> Path:
     """The first-order merge, whatever its error, which is kept in its merge.json."""
     out = positive.parents[1] / f"merged {positive.parent.name} {negative.parent.name} {scale:g}"
     if not out.exists():
-        merge("tiny-sd", out, positive=positive, negative=negative, scale=scale, force=True)
+        merge("tiny-sd", out, positive=positive, negative=negative, scale=scale, guidance_scale=TEXT, force=True)
     return out
 
 

@@ -180,8 +180,8 @@ class NAG:
         pipeline = site.pipeline
         if not any(getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")):
             raise DiffalignError(
-                "a negative_prompt needs the pipeline's text encoder, and this pipeline has none: load it for the block, "
-                "or use a negative_adapter"
+                "a negative_prompt needs the pipeline's text encoder, and this pipeline has none: load it for the "
+                "block, or use a negative_adapter"
             )
         with torch.no_grad():
             encoded = pipeline.encode_prompt(
