@@ -253,7 +253,7 @@ def _notes(scores: SweepScores, choose_by: str, split: Split, chosen: Measured) 
         )
     elif chosen.strength == scores.strengths[-1]:
         notes.append("The strongest strength was chosen: the best may lie beyond it, so extend the range.")
-    but = "; what strengths that are left out of the choice lack stays in at the others" if scores.left_out else ""
+    but = ", but for those that only a strength out of the choice lacks" if scores.left_out else ""
     for metric, counts in _failed(scores).items():
         told = [f"{count} at {scores.name(one)}" for count, one in zip(counts, scores.strengths, strict=True) if count]
         if told:
