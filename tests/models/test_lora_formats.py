@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from diffalign.models import (
     save_adapter,
     using,
 )
-from diffalign.models.lora_formats import read_lora
+from diffalign.models.lora_formats import missing_weights, read_lora
 
 
 def assert_equal_adapters(denoiser, first, second):
@@ -329,3 +330,10 @@ def test_peft_variants_are_refused(sd, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3} | config))
         with pytest.raises(DiffalignError, match="expected plain LoRA"):
             load_adapter(sd.denoiser, tmp_path, "b", prefix="unet")
+
+
+def test_a_run_in_place_of_its_weights_is_told_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "run" / "stage1" / "policy").mkdir(parents=True)
+    with pytest.raises(DiffalignError, match=r"found none in .*run; this run's weights lie in .*stage1/policy"):
+        read_lora(tmp_path / "run", prefix="unet", modules=())
+    assert missing_weights(tmp_path / "nowhere").endswith("nowhere does not exist")

@@ -178,7 +178,7 @@ def test_candidates_are_made_under_a_guide(sd: dict[str, str], tmp_path: Path) -
     ("guide", "changes", "message"),
     [
         (GuideConfig(name="cgpd"), {}, "nearest: cpgd"),
-        (GuideConfig(name="pgd", settings={"tuned": "nowhere", "scale": 1}), {}, "found none at nowhere"),
+        (GuideConfig(name="pgd", settings={"tuned": "nowhere", "scale": 1}), {}, "nowhere does not exist"),
         (GuideConfig(name="npo", settings={"negative": "x"}), {"guidance_scale": 1.0}, "text guidance is off"),
         (GuideConfig(name="nag", settings={"negative_prompt": ["a", "b"]}), {}, "for all images of a run"),
         (GuideConfig(name="npo", settings={"negative": "x"}, refresh_every=2), {}, "no difference that could be held"),

@@ -125,7 +125,7 @@ def test_changed_files_behind_the_same_settings_are_refused(tmp_path: Path) -> N
     ("changes", "message"),
     [
         ({"prompts": "photograph"}, "nearest: photographs"),
-        ({"adapter": "nowhere"}, "found none at nowhere"),
+        ({"adapter": "nowhere"}, "nowhere does not exist"),
         ({"adapter_scale": 0.5}, "needs an adapter"),
         ({"solver": "euler"}, "expected solver dpm"),
         ({"height": 33}, "in multiples of"),

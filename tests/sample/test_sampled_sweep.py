@@ -96,8 +96,12 @@ def test_a_stopped_sweep_goes_on(config: SweepConfig, tmp_path: Path, monkeypatc
     assert len(read_sweep(tmp_path / "sweep").folders) == 3
     with pytest.raises(DiffalignError, match=r"begun with other settings"):
         run_sweep(config.replace(strengths=(0.0, 1.0)), tmp_path / "sweep")
+    monkeypatch.setattr(module, "sample_images", make)
+    run_sweep(config.replace(strengths=(0.0, 0.5, 1.0, 2.0)), tmp_path / "sweep")  # a wider one goes on
+    assert (tmp_path / "sweep" / "scale-0" / "shards" / "00000-of-00001.jsonl").stat().st_mtime_ns == before
+    assert read_sweep(tmp_path / "sweep").strengths == (0.0, 0.5, 1.0, 2.0)
     shutil.rmtree(tmp_path / "sweep" / "scale-2")
-    with pytest.raises(DiffalignError, match="scale-2 of 3 runs"):
+    with pytest.raises(DiffalignError, match="scale-2 of 4 runs"):
         read_sweep(tmp_path / "sweep")
     with pytest.raises(DiffalignError, match="it is no sweep"):
         read_sweep(tmp_path)

@@ -14,8 +14,9 @@ import diffalign.train.build as build
 from diffalign.core import DiffalignError
 from diffalign.data import Preferences, PreferenceWriter
 from diffalign.models import embedded_path
+from diffalign.objectives import OBJECTIVES
 from diffalign.train import Plan, check_plan, train
-from diffalign.train.checks import check, tell_unused
+from diffalign.train.checks import check, tell_unused, usable_rows
 
 SFT: dict[str, Any] = {"objective": "sft", "settings": {}}
 DRO: dict[str, Any] = {"objective": "diffusion_dro", "settings": {}}
@@ -98,3 +99,10 @@ def test_sections_of_another_kind_of_training_are_told(data: Path, capsys: Any) 
     tell_unused(config(data, train="full"))
     tell_unused(config(data, lora={"rank": 8}, settings={"beta": "auto"}, strength={"num_steps": 7}))
     assert capsys.readouterr().err == ""
+
+
+def test_probabilities_that_are_all_1_are_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usable_rows(Preferences(data), OBJECTIVES.get("capo"))
+    assert "all 6 of them are 1: diffalign label makes soft ones" in " ".join(capsys.readouterr().err.split())
+    usable_rows(Preferences(data), OBJECTIVES.get("diffusion_dpo"))
+    assert "of them are 1" not in capsys.readouterr().err

@@ -141,6 +141,14 @@ def test_the_start_shows_the_base_from_the_noise_of_sampling(data: Path, cache: 
     }  # fmt: skip
 
 
+def test_a_choice_below_the_start_is_told(tmp_path: Path, capsys: Any) -> None:
+    wanted: Any = SimpleNamespace(choose="r", min_diversity=0.9)
+    start, best = ({"step": step, "rewards": {"r": {"mean": mean}}} for step, mean in ((0, 3.5), (2, 3.0)))
+    write_json(tmp_path / "made_with.json", {"validation": {"step": 2}})
+    validator._tell_choice(wanted, start, best, tmp_path)
+    assert "no step is better than the start by r: 3.5" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(("kind", "averaged"), [("lora", True), ("full", False)])
 def test_best_holds_the_weights_of_the_chosen_step(
     data: Path, cache: Path, tmp_path: Path, kind: str, averaged: bool, own_rewards: str, capsys: Any
@@ -157,7 +165,8 @@ def test_best_holds_the_weights_of_the_chosen_step(
     assert said["step"] == best["step"] > 1 and said["mean"] == best["rewards"][reward]["mean"]
     assert said["reward"] == reward and said["identity"].startswith(f"{reward}@") and "highest mean" in said["rule"]
     assert made_with["in_training"] == [reward] and made_with["model"] == "tiny-sd3"
-    assert f"best/ holds step {best['step']}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"best/ holds step {best['step']}" in told and "no step is better than the start" not in told
     train(settings.replace(validation=None, num_steps=best["step"]), tmp_path / "short", cache=cache)
     assert equal(tensors(tmp_path / "run", "best"), tensors(tmp_path / "short", name))
     assert is_denoiser(tmp_path / "run" / "best") == (kind == "full")

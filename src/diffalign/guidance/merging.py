@@ -167,11 +167,12 @@ def _check(
     *,
     modules: Sequence[str | Path | None],
 ) -> None:
-    if not scale > 0 or form not in ("lora", "denoiser") or not prompts or num_timesteps < 1:
-        raise DiffalignError(
-            "expected a scale above 0, the form lora or denoiser, at least one prompt and one timestep, got "
-            f"{scale}, {form!r}, {list(prompts)}, {num_timesteps}"
-        )
+    if not scale > 0:
+        raise DiffalignError(f"expected a scale above 0, got {scale}: at 0 the merge is the base itself")
+    if form not in ("lora", "denoiser"):
+        raise DiffalignError(f"expected the form lora or denoiser, got {form!r}")
+    if not prompts or num_timesteps < 1:
+        raise DiffalignError(f"expected at least one prompt and one step, got {list(prompts)} and {num_timesteps}")
     if Path(out).exists():
         raise DiffalignError(f"{out} exists: give a new folder, or remove it first")
     for path in modules:

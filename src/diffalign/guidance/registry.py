@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from diffalign.core import DiffalignError, Registry, content_hash, sha256_file, unknown
 from diffalign.guidance.contract import Guide
-from diffalign.models import is_denoiser
+from diffalign.models import is_denoiser, missing_weights
 
 __all__ = ["GUIDES", "GuideSpec", "guide_identity", "make_guide", "module_hash", "refuse_denoiser", "register_guide"]
 
@@ -135,7 +135,8 @@ def _lora_hash(path: str | Path, spec: GuideSpec, setting: str) -> str:
     refuse_denoiser(path)
     if not (found := module_hash(path)):
         raise DiffalignError(
-            f"guide {spec.name!r} expects a LoRA in safetensors as {spec.described(setting)}, found none at {path}"
+            f"guide {spec.name!r} expects a LoRA in safetensors as {spec.described(setting)}: "
+            f"{missing_weights(Path(path))}"
         )
     return found
 

@@ -33,6 +33,7 @@ from diffalign.models.families import (
     outline_family,
     quiet_loading,
 )
+from diffalign.models.lora_formats import missing_weights
 from diffalign.models.processes import (
     Process,
     RectifiedFlow,
@@ -71,6 +72,7 @@ __all__ = [
     "load_adapter",
     "load_denoiser",
     "load_family",
+    "missing_weights",
     "outline_family",
     "process_from_scheduler",
     "quiet_loading",

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffalign.core import DiffalignError, atomic_path, nearest, read_json
 
-__all__ = ["LoraPair", "read_lora", "write_lora"]
+__all__ = ["LoraPair", "missing_weights", "read_lora", "write_lora"]
 
 _TEXT_ENCODERS = ("text_encoder", "lora_te")
 _PEFT_PREFIX = "base_model.model."
@@ -132,6 +132,14 @@ def write_lora(path: Path, pairs: Mapping[str, LoraPair], *, prefix: str, config
         save_file(tensors, temporary, metadata=metadata)
 
 
+def missing_weights(path: Path) -> str:
+    """What to say of a path that holds no weights: that nothing is there, or where a training run keeps its own."""
+    if not path.exists():
+        return f"{path} does not exist"
+    kept = [one for one in (path / "policy", *sorted(path.glob("*/policy"))) if one.is_dir()]
+    return f"found none in {path}" + (f"; this run's weights lie in {kept[-1]}" if kept else "")
+
+
 def _find_file(path: Path) -> Path:
     if path.is_file():
         candidates = [path]
@@ -142,9 +150,11 @@ def _find_file(path: Path) -> Path:
         candidates = candidates or sorted(one for one in path.iterdir() if one.suffix in _PICKLED)
     else:
         raise DiffalignError(f"expected a LoRA file or folder, found nothing at {path}; download it first")
-    if len(candidates) != 1:
-        found = f"found {_few([one.name for one in candidates])}: name the file" if candidates else "found none"
-        raise DiffalignError(f"expected one .safetensors file in {path}, {found}")
+    if not candidates:
+        raise DiffalignError(f"expected one .safetensors file: {missing_weights(path)}")
+    if len(candidates) > 1:
+        found = _few([one.name for one in candidates])
+        raise DiffalignError(f"expected one .safetensors file in {path}, found {found}: name the file")
     if candidates[0].suffix in _PICKLED:
         raise DiffalignError(
             f"{candidates[0]} is pickled: opening it can run code, so it is not read. Ask for a .safetensors file, "

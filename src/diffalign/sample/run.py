@@ -13,7 +13,15 @@ from torch import Tensor
 
 from diffalign.core import Config, DiffalignError, setting
 from diffalign.guidance import module_hash
-from diffalign.models import Family, is_denoiser, load_adapter, load_denoiser, load_family, using
+from diffalign.models import (
+    Family,
+    is_denoiser,
+    load_adapter,
+    load_denoiser,
+    load_family,
+    missing_weights,
+    using,
+)
 from diffalign.sample.guides import GuideConfig, checked_guide, guide_told, guided
 from diffalign.sample.image_samplers import ImageSampler, family_sampler
 from diffalign.sample.images import sample_images
@@ -161,7 +169,9 @@ def adapter_identity(config: SampleConfig) -> str:
     path = Path(config.adapter)
     identity = module_hash(path)
     if not identity:
-        raise DiffalignError(f"expected a LoRA or a denoiser's folder in safetensors as adapter, found none at {path}")
+        raise DiffalignError(
+            f"expected a LoRA or a denoiser's folder in safetensors as adapter: {missing_weights(path)}"
+        )
     if config.adapter_scale != 1 and is_denoiser(path):
         raise DiffalignError(f"{path} holds a whole denoiser, which has no adapter_scale; leave it at 1")
     return identity if config.adapter_scale == 1 else f"{identity} x {config.adapter_scale}"

@@ -20,12 +20,17 @@ from diffalign.core import (
     DiffalignError,
     RunFolder,
     atomic_path,
+    config_to_yaml,
     dump_config,
+    folder_lock,
+    parse_yaml,
     read_json,
     read_jsonl,
+    read_text,
     safe_name,
     setting,
     write_json,
+    write_text,
 )
 from diffalign.data import decode_image, encode_png
 from diffalign.guidance import GUIDES
@@ -104,7 +109,8 @@ def at_strength(config: SweepConfig, strength: float) -> SampleConfig:
 def run_sweep(config: SweepConfig, folder: str | Path, *, device: str | torch.device = "cpu") -> Path:
     """Make the images of every strength, or go on with the sweep of before; the model is loaded once.
 
-    Each run is that of ``run_sample`` with its strength: the same images, the same noise at all strengths.
+    Each run is that of ``run_sample`` with its strength: the same images, the same noise at all strengths. A range that
+    holds all strengths of before goes on in the same folder with the new ones.
 
     Args:
         config: the settings.
@@ -126,6 +132,7 @@ def run_sweep(config: SweepConfig, folder: str | Path, *, device: str | torch.de
     loaded = load_model(configs[-1], device=device)
     with make_sampler(loaded, configs[-1]):
         pass  # what does not fit the model is told before anything is written
+    _widen(Path(folder), config)
     with RunFolder.open(folder, config, kind="sweep") as run:
         write_json(run.path / _TABLE, table)
         for strength, each in zip(config.strengths, configs, strict=True):
@@ -204,6 +211,18 @@ def _refuse_other_loras(folder: Path, table: Mapping[str, Any]) -> None:
             f"{folder} was made with other files of guide {guide['name']!r} ({', '.join(changed)}). Restore them to go "
             "on, or give another folder to begin anew"
         )
+
+
+def _widen(folder: Path, config: SweepConfig) -> None:
+    """Take further strengths into a sweep of the same settings; what else differs is refused where it is opened."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return
+    before, now = parse_yaml(read_text(file), where=str(file)), dump_config(config)
+    same = isinstance(before, dict) and before | {"strengths": now["strengths"]} == now
+    if same and set(before["strengths"]) < set(now["strengths"]):
+        with folder_lock(folder):
+            write_text(file, config_to_yaml(config))
 
 
 def _write_grid(config: SweepConfig, prompts: Sequence[PromptRow], folder: Path) -> Path:

@@ -162,12 +162,17 @@ def needs_for(spec: ObjectiveSpec, preferences: Preferences) -> Needs:
 
 
 def usable_rows(preferences: Preferences, spec: ObjectiveSpec) -> Preferences:
-    """Leave out ties where an objective takes every chosen image as surely better.
+    """Leave out ties where an objective takes every chosen image as surely better; warn where soft labels are not soft.
 
     Raises:
         DiffalignError: such an objective, and a label says that the rejected image is better; or nothing is left.
     """
     kept = decided_rows(preferences, spec)
+    if not takes_candidates(spec) and "label" in needs_of(spec).row and set(preferences.labels()) == {1.0}:
+        warn(
+            f"objective {spec.name!r} reads labels as probabilities, and all {len(preferences)} of them are 1: "
+            "diffalign label makes soft ones of rewards"
+        )
     if len(kept) == len(preferences):
         return preferences
     ties = len(preferences) - len(kept)

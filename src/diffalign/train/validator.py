@@ -252,7 +252,7 @@ class Validator:
                 if folder.exists():
                     shutil.rmtree(folder)
         if row["step"] == self._run.config.num_steps:
-            _tell_choice(wanted, best, folder)
+            _tell_choice(wanted, rows[0], best, folder)
 
 
 def _tell(row: Mapping[str, Any]) -> None:
@@ -261,7 +261,9 @@ def _tell(row: Mapping[str, Any]) -> None:
     get_console().print(f"validation after step {row['step']}: {', '.join([*said, row['grid']])}", markup=False)
 
 
-def _tell_choice(wanted: ValidationConfig, best: Mapping[str, Any] | None, folder: Path) -> None:
+def _tell_choice(
+    wanted: ValidationConfig, start: Mapping[str, Any], best: Mapping[str, Any] | None, folder: Path
+) -> None:
     """The last word of the rule. Weights of another step than the chosen one are not kept under its name."""
     kept = read_json(folder / "made_with.json")["validation"]["step"] if folder.exists() else None
     if best is None:
@@ -270,8 +272,10 @@ def _tell_choice(wanted: ValidationConfig, best: Mapping[str, Any] | None, folde
             "diversity: there is no best/"
         )
     elif kept == best["step"]:
-        mean = best["rewards"][wanted.choose]["mean"]
+        mean, before = (row["rewards"][wanted.choose]["mean"] for row in (best, start))
         get_console().print(f"best/ holds step {kept}, {wanted.choose} {mean:.4g}", markup=False)
+        if before is not None and mean <= before:
+            warn(f"no step is better than the start by {wanted.choose}: {before:.4g} before training")
     else:
         warn(
             f"the rule chooses step {best['step']}, whose weights are gone: after an interruption this machine came to "
