@@ -52,7 +52,7 @@ def workplace(tmp_path: Path, modules: Path) -> Path:
             (tmp_path / folder).mkdir(exist_ok=True)
             crop.image.save(tmp_path / folder / f"{number}.png")
             (tmp_path / folder / f"{number}.txt").write_text(crop.caption)
-    (tmp_path / "prompts.txt").write_text("a photo of a tabby cat\na photo of a rocket at night\n")
+    (tmp_path / "prompts.txt").write_text("a photo of a tabby cat\na photo of a rocket at night\na photo of grass\n")
     return tmp_path
 
 

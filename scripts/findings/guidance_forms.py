@@ -99,40 +99,48 @@ FORMS: dict[str, Form] = {
     "Stage 1 + 2, text guidance": Form(
         strengths=(3, 4), adapter=lambda modules, _: modules["stage2"], text=lambda g: g
     ),
-    "PGD (DPO)": Form(strengths=(2, 4, 8), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["dpo"], scale=w)),
-    "PGD (Stage 1 + 2)": Form(
-        strengths=(1.5, 2), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["stage2"], scale=w)
+    "PGD (DPO)": Form(
+        strengths=(1.5, 2, 4, 8), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["dpo"], scale=w)
     ),
-    "cPGD (SFT)": Form(strengths=(0.5, 1, 2), evaluations=3, guide=contrast("sft", "negative")),
+    "PGD (Stage 1 + 2)": Form(
+        strengths=(1.5, 2, 3, 4), evaluations=2, guide=lambda modules, w: PGD(tuned=modules["stage2"], scale=w)
+    ),
+    "cPGD (SFT)": Form(strengths=(0.5, 1, 2, 4, 8), evaluations=3, guide=contrast("sft", "negative")),
     "cPGD (SFT), cheap": Form(
         strengths=(1, 2),
         evaluations=1.6,
         guide=contrast("sft", "negative", stop=0.6),
         attach={"refresh_every": 2},
     ),
-    "cPGD (DPO, reversed)": Form(strengths=(2, 4, 8), evaluations=3, guide=contrast("dpo", "reversed")),
+    "cPGD (DPO, reversed)": Form(strengths=(0.5, 1, 2, 4, 8), evaluations=3, guide=contrast("dpo", "reversed")),
     "cPGD (DPO, plus-minus)": Form(
         strengths=(4,), evaluations=3, guide=lambda modules, w: PlusMinus(module=modules["dpo"], scale=w)
     ),
-    "cPGD (Stage 1 + 2, degraded)": Form(strengths=(0.5, 1), evaluations=3, guide=contrast("stage2", "negative")),
+    "cPGD (Stage 1 + 2, degraded)": Form(strengths=(0.5, 1, 2, 4), evaluations=3, guide=contrast("stage2", "negative")),
     "cPGD (SFT), merged": Form(strengths=(0.5, 1, 2), adapter=merged("sft", "negative")),
     "cPGD (DPO, reversed), merged": Form(strengths=(2, 4, 8), adapter=merged("dpo", "reversed")),
     "NPO (reversed DPO)": Form(
-        strengths=(1.5, 2, 3), text=lambda g: g, guide=lambda modules, _: DiffusionNPO(negative=modules["reversed"])
+        strengths=(1.5, 2, 3, 4, 6),
+        text=lambda g: g,
+        guide=lambda modules, _: DiffusionNPO(negative=modules["reversed"]),
     ),
     "NPO (DPO, reversed DPO)": Form(
-        strengths=(1.5, 2, 3),
+        strengths=(1.5, 2, 3, 4, 6),
         text=lambda g: g,
         guide=lambda modules, _: DiffusionNPO(positive=modules["dpo"], negative=modules["reversed"]),
     ),
     "NPO (SFT on degraded)": Form(
-        strengths=(1.5, 2, 3), text=lambda g: g, guide=lambda modules, _: DiffusionNPO(negative=modules["negative"])
+        strengths=(1.5, 2, 3, 4, 6),
+        text=lambda g: g,
+        guide=lambda modules, _: DiffusionNPO(negative=modules["negative"]),
     ),
     "Self-NPO": Form(
-        strengths=(1.5, 2, 3), text=lambda g: g, guide=lambda modules, _: DiffusionNPO(negative=modules["self_npo"])
+        strengths=(1.5, 2, 3, 4, 6),
+        text=lambda g: g,
+        guide=lambda modules, _: DiffusionNPO(negative=modules["self_npo"]),
     ),
     "CHATS (SFT)": Form(
-        strengths=(1.5, 2, 3),
+        strengths=(1.5, 2, 3, 4, 6),
         text=lambda g: g,
         guide=lambda modules, _: CHATS(winner=modules["sft"], loser=modules["negative"]),
     ),
@@ -141,7 +149,7 @@ FORMS: dict[str, Form] = {
         adapter=lambda modules, _: modules["tagged"], prefix=TAGS[0], negative_prompt=TAGS[1]
     ),
     "cPGD (tagged SFT)": Form(
-        evaluations=3, own=lambda family, modules, w: tagged_sampler(family, modules["tagged"], w)
+        strengths=(1, 2, 4), evaluations=3, own=lambda family, modules, w: tagged_sampler(family, modules["tagged"], w)
     ),
     "cPGD (own samples)": Form(evaluations=3, guide=contrast("own_all+", "own_all-")),
     "cPGD (own samples, disjoint)": Form(evaluations=3, guide=contrast("own_apart+", "own_apart-")),
