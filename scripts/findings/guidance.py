@@ -35,9 +35,17 @@ from diffalign.rewards import judge_features
 from objectives import CHOOSER, cell, interval
 
 MARGIN = -0.1
-PAIRED = tuple(  # differences by training seed
-    ("PGD (Stage 1 + 2) @ 2", f"Stage 1 + 2{other}")
-    for other in (" @ 1", ", more steps @ 2", ", text guidance @ 3", ", text guidance @ 4")
+PAIRED = (  # differences by training seed
+    ("PGD (Stage 1 + 2) @ 3", "Stage 1 + 2 @ 1"),
+    ("PGD (Stage 1 + 2) @ 3", "Stage 1 + 2, more steps @ 2"),
+    ("PGD (Stage 1 + 2) @ 3", "Stage 1 + 2, text guidance @ 3"),
+    ("cPGD (SFT) @ 2", "base, more steps @ 3"),
+    ("cPGD (SFT) @ 2", "base, best of @ 3"),
+    ("cPGD (tagged SFT) @ 1", "base, more steps @ 3"),
+    ("CHATS (SFT) @ 4", "base, text guidance @ 4"),
+    ("Self-NPO @ 4", "base, text guidance @ 4"),
+    ("NPO (DPO, reversed DPO) @ 4", "base, text guidance @ 4"),
+    ("NPO (SFT on degraded) @ 4", "base, text guidance @ 4"),
 )
 LIMITS = {"realism": (-1.4, 2.8), "kid": (-8.0, 5.0)}  # of the figure; what breaks the images lies below
 COLOURS = {  # of the forms by how they start
@@ -53,6 +61,7 @@ COLOURS = {  # of the forms by how they start
     "NAG, adapter": "C4",
     "": "C5",  # tuned models
 }
+BASES = (*(name for name, form in FORMS.items() if form.shared), "base, best of")  # without a training seed
 METRICS = ("choice", "realism", "kid", "diversity", "warmth")
 
 
@@ -214,13 +223,17 @@ def evaluations(key: str) -> float:
 
 def table(held_out: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     """Gains over the base in Markdown."""
-    lines = ["| Form @ strength | evaluations | tiny-clip, validation | realism | less DPO's | KID | diversity |"]
-    lines.append("|---" * 7 + "|")
+    lines = [
+        "| Form @ strength | tried | evaluations | tiny-clip, validation | realism | less DPO's | KID | diversity |"
+    ]
+    lines.append("|---" * 8 + "|")
     for key in sorted(keys, key=lambda key: [*FORMS, "base, best of"].index(form_of(key))):
         one, before = held_out[key], keys[key]
         validation = "" if before is None else f"{before['choice']['mean']:+.2f}"
-        cells = [cell(one[metric]) for metric in ("realism", "realism minus DPO", "kid", "diversity")]
-        lines.append(f"| {key} | {evaluations(key):g} | {validation} | {' | '.join(cells)} |")
+        metrics = ("realism", "realism minus DPO", "kid", "diversity")
+        cells = [f"{one[metric]['mean']:+.2f}" if form_of(key) in BASES else cell(one[metric]) for metric in metrics]
+        tried = ", ".join(other.partition(" @ ")[2] for other in held_out if form_of(other) == form_of(key))
+        lines.append(f"| {key} | {tried} | {evaluations(key):g} | {validation} | {' | '.join(cells)} |")
     lines.append("\nWarmth of the other fine-tune: ")
     lines += [f"{key}: {cell(held_out[key]['warmth'])}" for key in keys if form_of(key) in TRANSFER]
     return "\n".join(lines) + "\n"
@@ -296,23 +309,27 @@ def draw(held_out: Mapping[str, Any], chosen: Mapping[str, Any], path: Path) -> 
             axes.plot(across, up, "-o", color=colour, markersize=3, linewidth=0.8, label=f"{number}  {name}")
             for key in keys:
                 if key in chosen:
-                    mark(axes, held_out[key], metric, sign, number, colour)
+                    mark(axes, held_out[key], metric, sign, number, colour, spread=name not in BASES)
         front = sorted(points[key] for key in pareto(points))
         axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1.2, zorder=0)
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.axvline(0, color="0.3", linewidth=0.8)
-        axes.set(xlim=(-0.16, 0.095), ylim=LIMITS[metric], xlabel="diversity minus base (more is better)")
+        axes.set(xlim=(-0.17, 0.095), ylim=LIMITS[metric], xlabel="diversity minus base (more is better)")
         axes.set_ylabel(f"{'minus KID' if sign < 0 else metric} over the base (more is better)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
-def mark(axes: Axes, found: Mapping[str, Any], metric: str, sign: int, number: int, colour: str) -> None:
-    """The number of a form where its chosen strength lies, with intervals."""
+def mark(
+    axes: Axes, found: Mapping[str, Any], metric: str, sign: int, number: int, colour: str, *, spread: bool
+) -> None:
+    """The number of a form where its chosen strength lies, with intervals over training seeds where it has those."""
     x, y = found["diversity"]["mean"], sign * found[metric]["mean"]
     if LIMITS[metric][0] < y < LIMITS[metric][1]:
         box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colour, "linewidth": 1}
         axes.text(x, y, str(number), fontsize=7, color=colour, ha="center", va="center", bbox=box, zorder=5)
+    if not spread:
+        return
     ends = [sign * found[metric]["low"], sign * found[metric]["high"]]
     axes.plot([x, x], ends, color=colour, linewidth=0.5, alpha=0.5)
     axes.plot([found["diversity"]["low"], found["diversity"]["high"]], [y, y], color=colour, linewidth=0.5, alpha=0.5)
