@@ -1,8 +1,9 @@
 """How cheap may preference guidance be and still be as good? Settings chosen by three training seeds, tested on others.
 
 The settings hold the difference over evaluations and leave it out of part of the way, so that at most half of the steps
-evaluate the modules. Whichever makes images closest to exact cPGD's (validation prompts, the modules of the first
-seeds, mean square of pixels) is taken. It is then tested with modules of new training seeds on held-out prompts.
+evaluate the modules. Of those that do both, the one whose images are closest to exact cPGD's is taken (validation
+prompts, modules of the first seeds, mean square of pixels). It is then tested with modules of new training seeds on
+held-out prompts.
 
 Stated beforehand: it counts as no worse where the lower end of the 95 % interval over the new training seeds of its
 realism minus that of the exact form, of the same modules at the same strength, lies above -0.1.

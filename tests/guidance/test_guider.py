@@ -109,6 +109,12 @@ def test_loras_are_as_they_were_after_an_exception(pipe: Any) -> None:
         denoise(pipe, guider)
     handle.remove()
     assert active() == before
+    hooks = len(pipe.unet._forward_hooks)
+    guider.set_state(step=1, num_inference_steps=4, timestep=torch.tensor(500))
+    guider.prepare_models(pipe.unet)
+    guider.prepare_models(pipe.unet)  # the first prediction was never made
+    guider.cleanup_models(pipe.unet)
+    assert active() == before and len(pipe.unet._forward_hooks) == hooks
     fresh, _ = denoise(pipe, PreferenceGuider(preference_scale=1.5))
     assert torch.equal(denoise(pipe, guider)[0], fresh) and active() == before
 

@@ -130,7 +130,7 @@ def test_a_rerun_with_changed_loras_is_refused_and_harms_nothing(config: SweepCo
         )
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "..", "", "a/b", 7])
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "", "a/b", 7])
 def test_runs_lie_in_the_sweeps_own_folder(tmp_path: Path, name: Any) -> None:
     table = {"axis": "scale", "strengths": [0.0, 1.0], "folders": ["scale-0", name], "guide": None, "settings": {}}
     write_json(tmp_path / "sweep.json", table)

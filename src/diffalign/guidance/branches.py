@@ -17,6 +17,7 @@ __all__ = ["TextBranches", "TextRows", "extrapolate_text", "pack_rows", "text_br
 
 TextRows = Literal["auto", "uncond_cond", "cond"]
 
+# of diffusers' pipelines: names of those whose batches have the unconditional half first, by how they start
 _UNCOND_FIRST = ("StableDiffusion", "Kolors", "HunyuanDiT", "SanaPipeline", "SanaControlNet", "SanaPAG")
 _THIRD_BRANCH = ("do_perturbed_attention_guidance", "image_guidance_scale")  # of diffusers' pipelines
 _UNBATCHED = ("img_ids", "txt_ids")  # positions of tokens, the same for every row

@@ -91,6 +91,7 @@ class PreferenceGuider(BaseGuidance):  # type: ignore[misc]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Turns the next prediction's module on and the other one off."""
+        self._restore()  # of a prediction that was prepared and never made
         name = self._wanted()[self._count_prepared]
         self._count_prepared += 1
         known = getattr(denoiser, "peft_config", None) or {}
