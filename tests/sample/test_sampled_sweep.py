@@ -94,10 +94,15 @@ def test_a_stopped_sweep_goes_on(config: SweepConfig, tmp_path: Path, monkeypatc
     run_sweep(config, tmp_path / "sweep")
     assert (tmp_path / "sweep" / "scale-0" / "shards" / "00000-of-00001.jsonl").stat().st_mtime_ns == before
     assert len(read_sweep(tmp_path / "sweep").folders) == 3
-    with pytest.raises(DiffalignError, match=r"begun with other settings"):
+    with pytest.raises(
+        DiffalignError, match=r"has the strengths 0, 0\.5, 2: expected a range that holds all.*got 0, 1$"
+    ):
         run_sweep(config.replace(strengths=(0.0, 1.0)), tmp_path / "sweep")
     monkeypatch.setattr(module, "sample_images", make)
-    run_sweep(config.replace(strengths=(0.0, 0.5, 1.0, 2.0)), tmp_path / "sweep")  # a wider one goes on
+    guide = config.sample.guide
+    assert guide is not None
+    other = config.sample.replace(guide=guide.replace(settings={**guide.settings, "scale": 7.0}))  # no run has it
+    run_sweep(config.replace(sample=other, strengths=(0.0, 0.5, 1.0, 2.0)), tmp_path / "sweep")  # a wider one goes on
     assert (tmp_path / "sweep" / "scale-0" / "shards" / "00000-of-00001.jsonl").stat().st_mtime_ns == before
     assert read_sweep(tmp_path / "sweep").strengths == (0.0, 0.5, 1.0, 2.0)
     shutil.rmtree(tmp_path / "sweep" / "scale-2")

@@ -23,10 +23,8 @@ from diffalign.core import (
     config_to_yaml,
     dump_config,
     folder_lock,
-    parse_yaml,
     read_json,
     read_jsonl,
-    read_text,
     safe_name,
     setting,
     write_json,
@@ -128,11 +126,11 @@ def run_sweep(config: SweepConfig, folder: str | Path, *, device: str | torch.de
         if each.guide is not None:
             checked_guide(each.guide, each.guidance_scale)
     prompts, table = wanted_prompts(config.sample), _described(config)
-    _refuse_other_loras(Path(folder), table)
+    _check_former(Path(folder), table)
     loaded = load_model(configs[-1], device=device)
     with make_sampler(loaded, configs[-1]):
         pass  # what does not fit the model is told before anything is written
-    _widen(Path(folder), config)
+    _widen(Path(folder), config, table)
     with RunFolder.open(folder, config, kind="sweep") as run:
         write_json(run.path / _TABLE, table)
         for strength, each in zip(config.strengths, configs, strict=True):
@@ -199,30 +197,43 @@ def _described(config: SweepConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_other_loras(folder: Path, table: Mapping[str, Any]) -> None:
-    """Raise where a sweep of the same settings was made by other LoRAs; other settings are told elsewhere."""
+def _former(folder: Path, table: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The table of a sweep of the same settings in the folder; None where there is none."""
     if not (folder / _TABLE).is_file():
+        return None
+    found: dict[str, Any] = read_json(folder / _TABLE)
+    return found if all(found.get(key) == table[key] for key in ("axis", "settings")) else None
+
+
+def _check_former(folder: Path, table: Mapping[str, Any]) -> None:
+    """Raise where a sweep of the same settings has other LoRAs or further strengths; other settings are told later."""
+    found = _former(folder, table)
+    if found is None:
         return
-    found = read_json(folder / _TABLE)
     guide, before = table["guide"] or {}, found.get("guide") or {}
-    if found.get("settings") == table["settings"] and before != guide:
+    if before != guide:
         changed = [name for name in {**before, **guide} if before.get(name) != guide.get(name)]
         raise DiffalignError(
             f"{folder} was made with other files of guide {guide['name']!r} ({', '.join(changed)}). Restore them to go "
             "on, or give another folder to begin anew"
         )
+    if not set(found["strengths"]) <= set(table["strengths"]):
+        raise DiffalignError(
+            f"{folder} has the strengths {_listed(found['strengths'])}: expected a range that holds all of them, to go "
+            f"on with it, or another folder, got {_listed(table['strengths'])}"
+        )
 
 
-def _widen(folder: Path, config: SweepConfig) -> None:
-    """Take further strengths into a sweep of the same settings; what else differs is refused where it is opened."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        return
-    before, now = parse_yaml(read_text(file), where=str(file)), dump_config(config)
-    same = isinstance(before, dict) and before | {"strengths": now["strengths"]} == now
-    if same and set(before["strengths"]) < set(now["strengths"]):
+def _listed(strengths: Sequence[float]) -> str:
+    return ", ".join(f"{strength:.10g}" for strength in strengths)
+
+
+def _widen(folder: Path, config: SweepConfig, table: Mapping[str, Any]) -> None:
+    """Take further strengths into a sweep of the same settings."""
+    found = _former(folder, table)
+    if found is not None and found["strengths"] != table["strengths"]:
         with folder_lock(folder):
-            write_text(file, config_to_yaml(config))
+            write_text(folder / "config.yaml", config_to_yaml(config))
 
 
 def _write_grid(config: SweepConfig, prompts: Sequence[PromptRow], folder: Path) -> Path:
